@@ -1,0 +1,51 @@
+# make demo   sets up, then shows the main job on the bundled weights and real images, offline
+# make test   sets up, then runs the tests (make slow: those of minutes or on real data; make lint; make wheel)
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DATA ?=
+NEEDS := pyproject.toml constraints.txt
+
+.PHONY: demo test slow lint wheel clean
+
+demo: .venv/.demo
+	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)")
+
+test: .venv/.test
+	$(BIN)/python -m pytest
+
+slow: .venv/.test
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+# mypy sees svd_hub.training and svd_hub.export where the wheel has them: in a tree of links.
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/types && mkdir -p build/types
+	cp -rs "$(CURDIR)/svd_hub" build/types/svd_hub
+	cp -rs "$(CURDIR)/training" build/types/svd_hub/training
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p svd_hub
+
+# The wheel is built, installed into an empty environment and tried from an empty folder.
+wheel: .venv/.test
+	rm -rf dist && $(BIN)/python -m build --no-isolation --outdir dist . >build.log 2>&1 || (cat build.log; false)
+	rm -f build.log
+	$(BIN)/python tests/wheel_check.py dist
+
+.venv/pip:
+	$(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip
+	$(PIP) torch==2.13.0
+	touch $@
+
+# torch stands alone above: with it installed, no requirement below can bring another build.
+.venv/.demo: .venv/pip $(NEEDS)
+	$(PIP) -e ".[demo]"
+	touch $@
+
+.venv/.test: .venv/pip $(NEEDS)
+	$(PIP) -e ".[test]" "setuptools>=77"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,7 @@
+"""torch.hub's door: torch.hub.load("org/svd", NAME, trust_repo=True). Every name is an entry of the catalogue."""
+
+from svd_hub.entry_points import entry_points as _entry_points
+
+dependencies = ["torch", "numpy", "safetensors", "huggingface_hub"]
+
+globals().update(_entry_points())

@@ -1,0 +1,82 @@
+"""The model card of an entry: Markdown made from the catalogue alone, so that it cannot say anything else."""
+
+from __future__ import annotations
+
+from .catalog import Entry
+
+STATUS_WORDS = {
+    "ours": "trained by this project; recipe and log are in the repository",
+    "official": "the authors' own file",
+    "converted": "a third party's file, converted",
+    "derived": "computed from other weights",
+    "recipe": "no weights exist yet; the recipe is all there is",
+    "unavailable": "never released upstream",
+}
+CHECKED_WORDS = {
+    "file": "this project has opened the real file",
+    "layout": "built from the documented layout; the real file was never opened by this project",
+    "never": "nobody of this project has opened the real file yet",
+}
+
+
+def load_line(entry: Entry) -> str:
+    """Return the one line of code that loads an entry."""
+    return f'svd_hub.load("{entry.name}")'
+
+
+def source_line(entry: Entry) -> str:
+    """Return where the bytes are, in words."""
+    source = entry.source
+    places = {
+        "none": "none",
+        "bundled": f"bundled: svd_hub/weights/{source.file}",
+        "url": source.url,
+        "gdrive": f"Google Drive, file id {source.id} ({source.file})",
+        "hf": f"Hugging Face {source.repo} @ {source.revision}: {source.file}",
+        "folder": f"{source.file} in the shared folder {source.url}; no link per file",
+    }
+    return places[source.kind]
+
+
+def render(entry: Entry) -> str:
+    """Return the card of an entry."""
+    source = entry.source
+    hash_words = (
+        "not known" if not source.sha256 else source.sha256 + (" (a prefix)" if len(source.sha256) < 64 else "")
+    )
+    options = ", ".join(f"{k}={v!r}" for k, v in entry.options.items())
+    lines = [
+        f"# {entry.name}",
+        "",
+        entry.summary,
+        "",
+        "Research use. Not a medical device.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| load | `{load_line(entry)}` |",
+        f"| architecture | {entry.architecture} ({options}) |",
+        f"| task | {entry.task} |",
+        f"| outputs | {entry.outputs or 'see the architecture'} |",
+        f"| status | {entry.status}: {STATUS_WORDS[entry.status]} |",
+        f"| checked | {entry.checked}{f' ({entry.checked_on})' if entry.checked_on else ''}: {CHECKED_WORDS[entry.checked]} |",
+        f"| trained on | {entry.trained_on or 'not stated'} |",
+        f"| licence | {entry.licence}{f' ({entry.licence_url})' if entry.licence_url else ''} |",
+        f"| may be re-hosted | {'yes' if entry.rehost else 'no'} |",
+        f"| source | {source_line(entry)} |",
+        f"| sha256 | {hash_words} |",
+        f"| size | {f'{source.size:,} bytes' if source.size else 'not known'} |",
+        f"| recipe | {entry.recipe or 'upstream'} |",
+    ]
+    if entry.reason:
+        lines += ["", f"**Why there are no weights:** {entry.reason}"]
+    if entry.preprocess_data:
+        lines += ["", "## Preprocessing", "", *(f"- {line}" for line in entry.preprocess.describe().splitlines())]
+    if entry.metrics:
+        lines += ["", "## Measured", "", "| metric | value | data set | split | made by |", "|---|---|---|---|---|"]
+        lines += [f"| {m.name} | {m.value:g} | {m.dataset} | {m.split} | {m.made_by} |" for m in entry.metrics]
+    if entry.notes:
+        lines += ["", "## Notes", "", *(f"- {note}" for note in entry.notes)]
+    if entry.paper or entry.citation or entry.link:
+        lines += ["", "## Source", "", *(f"- {part}" for part in (entry.paper, entry.citation, entry.link) if part)]
+    return "\n".join(lines) + "\n"

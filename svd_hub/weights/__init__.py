@@ -1,0 +1,1 @@
+"""Bundled weights: safetensors in half precision, each with its golden input and output beside it."""

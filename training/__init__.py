@@ -1,0 +1,1 @@
+"""What produced, or would produce, every weight of the catalogue. Imported as `svd_hub.training`."""

@@ -1,0 +1,80 @@
+"""The commands that training adds to `svd-hub`. Everything heavy is imported inside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Data = Annotated[Path | None, typer.Option(help="The data set's folder.")]
+
+
+def _pairs(items: list[str]) -> dict[str, Any]:
+    wrong = [item for item in items if "=" not in item]
+    if wrong:
+        raise typer.BadParameter(f"{wrong[0]!r} is not KEY=VALUE, e.g. run.seed=1")
+    return dict(item.split("=", 1) for item in items)
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")] = "",
+    data: Data = None,
+    run: Annotated[Path | None, typer.Option(help="The run folder; default runs/RECIPE.")] = None,
+    init: Annotated[str | None, typer.Option(help="Start from this entry, or 'none'.")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeat.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, to the bit.")] = None,
+) -> None:
+    """Train by a recipe; Ctrl-C stops it, --resume goes on."""
+    from . import engine
+
+    if resume is not None:
+        typer.echo(engine.train(recipe, run=resume, resume=True, report=typer.echo))
+        return
+    overrides = _pairs(override or [])
+    if data is not None:
+        overrides["data.init_args.folder"] = str(data.absolute())
+    if init is not None:
+        overrides["task.init_args.network.init"] = init
+    typer.echo(
+        engine.train(recipe, run=run or Path("runs") / Path(recipe).stem, overrides=overrides, report=typer.echo)
+    )
+
+
+def evaluate(
+    name: Annotated[str, typer.Argument(help="An entry, or a .safetensors file with --recipe.")],
+    data: Data = None,
+    recipe: Annotated[str | None, typer.Option(help="Whose data set; default the entry's own recipe.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure an entry again on the evaluation split of its recipe, and hold it against its card."""
+    from .evaluation import evaluate_entry
+
+    result = evaluate_entry(name, data=data, recipe=recipe)
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+        return
+    for metric, value in result["metrics"].items():
+        card = result["card"].get(metric)
+        typer.echo(
+            f"{metric:>8} {value:.4f}"
+            + (f"   card {card:.4f}, difference {value - card:+.4f}" if card is not None else "")
+        )
+
+
+def publish(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    name: Annotated[str, typer.Argument(help="The entry's name.")],
+    to: Annotated[Path, typer.Option(help="The folder the release is written to.")],
+) -> None:
+    """Turn a finished run into a release: fp16 safetensors, golden input and output, hash and size."""
+    from .release import publish_run
+
+    typer.echo(json.dumps(publish_run(run, name, to), indent=1))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    for command in (train, evaluate, publish):
+        app.command()(command)

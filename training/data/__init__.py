@@ -1,0 +1,1 @@
+"""One DataModule per data set; each yields (input, label) batches and knows its classes and fingerprint."""

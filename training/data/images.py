@@ -1,0 +1,191 @@
+"""Image classification sets in the Hugging Face Parquet form (imagenet-1k, Tiny-ImageNet): columns image, label."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ... import store
+from ...errors import SvdHubError
+from ..seeding import EpochSampler, Place, ResumableLoader, sample_generator
+from .packed import PackedImages, pack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Part of a run: so many epochs at this side length in pixels (progressive resizing)."""
+
+    epochs: int
+    size: int
+
+
+def random_resized_crop(
+    image: Image.Image, size: int, scale: tuple[float, float], random: np.random.Generator
+) -> Image.Image:
+    """Return a crop of random area and aspect ratio (3/4 to 4/3), resized to size x size, antialiased."""
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * random.uniform(*scale)
+        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if w <= width and h <= height:
+            x, y = random.uniform(0, width - w), random.uniform(0, height - h)
+            return image.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + w, y + h))
+    return resize_and_centre_crop(image, size, size)
+
+
+def resize_and_centre_crop(image: Image.Image, short: int, size: int) -> Image.Image:
+    """Return the centre size x size of the image after its short side became `short`, in one resampling."""
+    width, height = image.size
+    side = min(width, height) * size / short
+    x, y = (width - side) / 2, (height - side) / 2
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """(epoch, index) -> ((3, S, S) uint8, label). Augmentation depends on (seed, epoch, index) only."""
+
+    def __init__(
+        self,
+        images: PackedImages,
+        phases: Sequence[Phase],
+        *,
+        train: bool,
+        seed: int,
+        scale: tuple[float, float],
+        shuffle_planes: bool,
+        eval_crop: float,
+    ) -> None:
+        self.images, self.phases, self.train, self.seed = images, tuple(phases), train, seed
+        self.scale, self.shuffle_planes, self.eval_crop = scale, shuffle_planes, eval_crop
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def size(self, epoch: int) -> int:
+        """Return the side length in pixels of an epoch."""
+        for phase in self.phases:
+            if epoch < phase.epochs:
+                return phase.size
+            epoch -= phase.epochs
+        return self.phases[-1].size
+
+    def __getitem__(self, place: Place) -> tuple[Tensor, int]:
+        epoch, index = place
+        image, size = self.images.image(index), self.size(epoch)
+        if not self.train:
+            image = resize_and_centre_crop(image, round(size / self.eval_crop), size)
+            pixels = np.asarray(image)
+        else:
+            random = sample_generator(self.seed, epoch, index)
+            image = random_resized_crop(image, size, self.scale, random)
+            pixels = np.asarray(image)
+            if random.random() < 0.5:
+                pixels = pixels[:, ::-1]
+            if self.shuffle_planes:
+                pixels = pixels[:, :, random.permutation(3)]
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), int(self.images.labels[index])
+
+
+class ImageParquet(pl.LightningDataModule):
+    """Train and validation splits of a Parquet image set.
+
+    Args:
+        folder: the data set's folder, `--data` on the command line.
+        phases: epochs and side lengths in turn.
+        batch_size: images a step, of this process.
+        scale: range of the random crop's share of the image.
+        shuffle_planes: permute the colour planes of each training image (the official code's rule).
+        eval_crop: side of the evaluation crop over the resized short side (224 / 256 for ImageNet, 1 = whole).
+        workers: loader processes.
+        val_split: name of the split that is evaluated.
+    """
+
+    def __init__(
+        self,
+        *,
+        phases: list[Phase],
+        folder: Path | None = None,
+        batch_size: int = 128,
+        scale: tuple[float, float] = (0.08, 1.0),
+        shuffle_planes: bool = True,
+        eval_crop: float = 0.875,
+        workers: int = 1,
+        val_split: str = "val",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.folder, self.phases, self.batch_size, self.seed = folder, phases, batch_size, seed
+        self.scale, self.shuffle_planes, self.eval_crop = scale, shuffle_planes, eval_crop
+        self.workers, self.val_split = workers, val_split
+
+    def setup(self, stage: str) -> None:
+        """Pack what is not packed yet and read the class names."""
+        if self.folder is None:
+            raise SvdHubError("this recipe needs a data set. Next: add --data FOLDER")
+        folder, cache = Path(self.folder), store.cache_dir() / "data"
+        if stage == "fit":
+            self.train_set = self._set(pack(folder, "train", cache), train=True)
+        self.val_set = self._set(pack(folder, self.val_split, cache), train=False)
+
+    def _set(self, images: PackedImages, *, train: bool) -> Images:
+        return Images(
+            images,
+            self.phases,
+            train=train,
+            seed=self.seed,
+            scale=self.scale,
+            shuffle_planes=self.shuffle_planes,
+            eval_crop=self.eval_crop,
+        )
+
+    def examples(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yield the evaluation split as `Preprocess` takes it, with labels."""
+        images = self.val_set.images
+        for index in range(len(images)):
+            yield {"image": np.asarray(images.image(index))}, int(images.labels[index])
+
+    def preprocess(self, *, mean: float, std: float) -> dict[str, Any]:
+        """Return the entry's `Preprocess` arguments for the last phase's side length."""
+        size = self.phases[-1].size
+        side = round(size / self.eval_crop)
+        return {"modality": "RGB", "short_side": side, "size": [3, size, size], "mean": mean, "std": std}
+
+    def class_names(self) -> tuple[str, ...]:
+        """Return the class names of `classes.json`, () where there is none."""
+        file = Path(self.folder or ".") / "classes.json"
+        if not file.is_file():
+            return ()
+        rows = sorted(json.loads(file.read_text()), key=lambda row: row["id"])
+        return tuple(row["words"].split(",")[0] for row in rows)
+
+    def fingerprint(self) -> dict[str, object]:
+        """Return what identifies the data of this run."""
+        return {"train": self.train_set.images.info, "val": self.val_set.images.info}
+
+    def _loader(self, dataset: Images, *, train: bool) -> ResumableLoader:
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        sampler = EpochSampler(len(dataset), seed=self.seed, shuffle=train, rank=rank, world=world)
+        return ResumableLoader(
+            dataset, sampler=sampler, batch_size=self.batch_size, num_workers=self.workers, drop_last=train
+        )
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the shuffled training batches."""
+        return self._loader(self.train_set, train=True)
+
+    def val_dataloader(self) -> ResumableLoader:
+        """Return the validation batches, at the side length of the epoch."""
+        return self._loader(self.val_set, train=False)

@@ -1,0 +1,178 @@
+"""LIDC nodule crops as NIfTI pairs with a CSV (`nodules.csv`): benign (0) against malignant (1), split by patient."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ...errors import SvdHubError
+from ...preprocess import Preprocess
+from ..seeding import EpochSampler, Place, ResumableLoader, sample_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodule:
+    """One row of `nodules.csv`. `label` is -1 where the readers were undecided (malignancy 3)."""
+
+    name: str
+    patient: str
+    fold: int
+    label: int
+    rating: int
+
+
+def read_nodules(folder: Path) -> list[Nodule]:
+    """Return the rows of `folder/nodules.csv`.
+
+    Raises:
+        SvdHubError: no such file, or a patient in two folds.
+    """
+    file = folder / "nodules.csv"
+    if not file.is_file():
+        raise SvdHubError(f"{file} does not exist. Next: --data FOLDER with nodules.csv, images/ and masks/")
+    with file.open(newline="", encoding="utf-8") as handle:
+        rows = [
+            Nodule(
+                name=row["name"],
+                patient=row["patient_id"],
+                fold=int(row["fold"]),
+                label=int(row["label"]),
+                rating=int(float(row["Malignancy_value"])),
+            )
+            for row in csv.DictReader(handle)
+        ]
+    folds: dict[str, int] = {}
+    for row in rows:
+        if folds.setdefault(row.patient, row.fold) != row.fold:
+            raise SvdHubError(
+                f"patient {row.patient} is in folds {folds[row.patient]} and {row.fold}: training would leak"
+            )
+    return rows
+
+
+def read_crop(folder: Path, name: str) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Return a crop in HU as (D, H, W) and its spacing in mm (z, y, x)."""
+    import nibabel as nib
+
+    image = nib.load(folder / "images" / f"{Path(name).name}.nii.gz")
+    x, y, z = (float(s) for s in image.header.get_zooms()[:3])
+    return np.asarray(image.dataobj).transpose(2, 1, 0), (z, y, x)
+
+
+class Crops(Dataset[tuple[Tensor, int]]):
+    """(epoch, index) -> ((1, S, S, S) in the window's scale, label), with shifts, flips and axial quarter turns."""
+
+    def __init__(self, volumes: Tensor, labels: Sequence[int], *, size: int, train: bool, seed: int) -> None:
+        self.volumes, self.labels = volumes, list(labels)
+        self.size, self.train, self.seed = size, train, seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, place: Place) -> tuple[Tensor, int]:
+        epoch, index = place
+        x, room = self.volumes[index], self.volumes.shape[-1] - self.size
+        corner = [room // 2] * 3
+        if self.train:
+            random = sample_generator(self.seed, epoch, index)
+            corner = [int(random.integers(0, room + 1)) for _ in range(3)]
+        x = x[:, *(slice(c, c + self.size) for c in corner)]
+        if self.train:
+            flips = [axis for axis in (1, 2, 3) if random.random() < 0.5]
+            x = torch.rot90(x.flip(flips), int(random.integers(0, 4)), (2, 3))
+        return x.contiguous(), self.labels[index]
+
+
+class LidcNodules(pl.LightningDataModule):
+    """The nodules of some folds for training and of others for evaluation.
+
+    Args:
+        folder: holds `nodules.csv` and `images/`, `--data` on the command line.
+        train_folds, val_folds: patient-level folds; a fold in both is refused.
+        size: voxels of the cube at 1 mm that the network sees.
+        margin: voxels of random shift in training, in all.
+        window: HU, mapped to 0..255. Crops smaller than the cube are padded with its low end.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_folds: list[int],
+        val_folds: list[int],
+        folder: Path | None = None,
+        batch_size: int = 16,
+        size: int = 32,
+        margin: int = 8,
+        window: tuple[float, float] = (-1000.0, 400.0),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if leaked := set(train_folds) & set(val_folds):
+            raise SvdHubError(f"folds {sorted(leaked)} are in training and in evaluation; allowed: each fold in one")
+        self.folder, self.train_folds, self.val_folds = folder, train_folds, val_folds
+        self.batch_size, self.size, self.margin, self.seed = batch_size, size, margin, seed
+        self.raw = Preprocess(
+            modality="CT", spacing=(1.0, 1.0, 1.0), window=window, scale=(0.0, 255.0), size=(size + margin,) * 3
+        )
+
+    def _rows(self, folds: Sequence[int]) -> list[Nodule]:
+        if self.folder is None:
+            raise SvdHubError("this recipe needs a data set. Next: add --data FOLDER")
+        rows = [r for r in read_nodules(Path(self.folder)) if r.fold in folds and r.label >= 0]
+        if not rows:
+            raise SvdHubError(f"no labelled nodules of folds {list(folds)} in {self.folder}")
+        return rows
+
+    def _crops(self, folds: Sequence[int], *, train: bool) -> Crops:
+        rows, folder = self._rows(folds), Path(self.folder or ".")
+        cubes = []
+        for row in track(rows, description="reading nodules", transient=True):
+            array, spacing = read_crop(folder, row.name)
+            cubes.append(self.raw(array, spacing=spacing)[0])
+        return Crops(torch.stack(cubes), [r.label for r in rows], size=self.size, train=train, seed=self.seed)
+
+    def setup(self, stage: str) -> None:
+        """Read and resample the crops into memory (130 kB each)."""
+        if stage == "fit":
+            self.train_set = self._crops(self.train_folds, train=True)
+        self.val_set = self._crops(self.val_folds, train=False)
+
+    def examples(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yield the evaluation split as `Preprocess` takes it, with labels."""
+        for row in self._rows(self.val_folds):
+            array, spacing = read_crop(Path(self.folder or "."), row.name)
+            yield {"image": array, "spacing": spacing}, row.label
+
+    def preprocess(self, *, mean: float, std: float) -> dict[str, Any]:
+        """Return the entry's `Preprocess` arguments."""
+        return {**asdict(self.raw), "size": (self.size,) * 3, "mean": mean, "std": std}
+
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the two classes."""
+        return ("benign", "malignant")
+
+    def fingerprint(self) -> dict[str, object]:
+        """Return what identifies the data of this run."""
+        text = (Path(self.folder or ".") / "nodules.csv").read_bytes()
+        return {"nodules.csv": hashlib.sha256(text).hexdigest(), "train": self.train_folds, "val": self.val_folds}
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the shuffled, augmented batches."""
+        sampler = EpochSampler(len(self.train_set), seed=self.seed, shuffle=True)
+        return ResumableLoader(self.train_set, sampler=sampler, batch_size=self.batch_size, drop_last=True)
+
+    def val_dataloader(self) -> ResumableLoader:
+        """Return the centre crops."""
+        sampler = EpochSampler(len(self.val_set), seed=self.seed, shuffle=False)
+        return ResumableLoader(self.val_set, sampler=sampler, batch_size=self.batch_size)

@@ -1,0 +1,107 @@
+"""A recipe: one YAML file that says everything about a run. Parsed with types; unknown keys are refused.
+
+Top level: `name`, `summary`, `run` (`RunSettings`), `task` and `data` (a class path with its arguments), `expected`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from jsonargparse import ArgumentParser, Namespace
+
+from ..errors import SvdHubError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How long, how precise and how often saved.
+
+    Attributes:
+        seed: of everything: initialisation, order, augmentation, dropout.
+        checkpoint_steps: a checkpoint every so many steps (besides each epoch's end): what a kill can cost.
+        threads: of torch, 0 = as the machine says.
+    """
+
+    epochs: int
+    seed: int = 0
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accumulate: int = 1
+    clip: float = 0.0
+    checkpoint_steps: int = 200
+    threads: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A parsed recipe: the made objects and the resolved text that goes into the run folder."""
+
+    name: str
+    summary: str
+    settings: RunSettings
+    expected: dict[str, Any]
+    config: Namespace
+    text: str
+    parser: ArgumentParser
+
+    def make(self) -> tuple[pl.LightningModule, pl.LightningDataModule]:
+        """Return the task and the data, made in this order after seeding."""
+        pl.seed_everything(self.settings.seed, verbose=False)
+        made = self.parser.instantiate_classes(self.config)
+        return made.task, made.data
+
+    def make_data(self) -> pl.LightningDataModule:
+        """Return the data alone."""
+        config = self.config.clone()
+        del config["task"]
+        return self.parser.instantiate_classes(config).data
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a shipped recipe's name, or `name` itself where it is a file.
+
+    Raises:
+        SvdHubError: neither, with the nearest names.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    folder = Path(str(resources.files(__package__).joinpath("recipes")))
+    shipped = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if name not in shipped:
+        raise SvdHubError(f"no recipe {name!r}; nearest: {nearest(name, shipped)}; all: {', '.join(shipped)}")
+    return shipped[name]
+
+
+def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Return the recipe `name` with `overrides` ("run.epochs": 1, "data.init_args.folder": ...) laid over.
+
+    Raises:
+        SvdHubError: an unknown recipe, key or value; the message is the parser's.
+    """
+    path = recipe_path(name)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--name", type=str, required=True)
+    parser.add_argument("--summary", type=str, default="")
+    parser.add_argument("--expected", type=dict[str, Any], default={})
+    parser.add_class_arguments(RunSettings, "run")
+    parser.add_subclass_arguments(pl.LightningModule, "task", required=True)
+    parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)
+    arguments = [f"--{key}={value}" for key, value in (overrides or {}).items()]
+    try:
+        config = parser.parse_path(str(path))
+        if arguments:
+            config = parser.parse_args(arguments, namespace=config)
+    except Exception as error:
+        raise SvdHubError(f"recipe {path}: {error}") from error
+    return Recipe(
+        name=config.name,
+        summary=config.summary,
+        settings=RunSettings(**config.run.as_dict()),
+        expected=dict(config.expected),
+        config=config,
+        text=parser.dump(config),
+        parser=parser,
+    )

@@ -1,0 +1,3 @@
+"""One LightningModule per task."""
+
+from .classification import Classification as Classification
