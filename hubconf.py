@@ -2,6 +2,6 @@
 
 from svd_hub.entry_points import entry_points as _entry_points
 
-dependencies = ["torch", "numpy", "safetensors", "huggingface_hub"]
+dependencies = ["torch", "numpy", "safetensors", "huggingface_hub", "rich"]
 
 globals().update(_entry_points())

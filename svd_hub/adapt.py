@@ -38,9 +38,9 @@ def first_convolution(network: nn.Module) -> str:
 def change_channels(weight: Tensor, channels: int, rule: str) -> Tensor:
     """Return a first kernel (O, I, ...) for another number of input channels.
 
-    "sum": the kernels are added up and shared out equally, so a grey volume repeated over the new channels gives exactly
-    what it gave repeated over the old ones. "mean": their mean at every new channel (3 -> 1 as the SVD-Net paper did: a
-    third of "sum").
+    "sum": the kernels are added up and shared out equally, so a grey volume repeated over the new channels gives
+    exactly what it gave repeated over the old ones. "mean": their mean at every new channel (3 -> 1 as the SVD-Net
+    paper did: a third of "sum").
     """
     check_choice("in_channels_rule", rule, CHANNEL_RULES)
     total = weight.sum(1, keepdim=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .catalog import Entry
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .catalog import Entry
 
 STATUS_WORDS = {
     "ours": "trained by this project; recipe and log are in the repository",
@@ -45,6 +48,9 @@ def render(entry: Entry) -> str:
         "not known" if not source.sha256 else source.sha256 + (" (a prefix)" if len(source.sha256) < 64 else "")
     )
     options = ", ".join(f"{k}={v!r}" for k, v in entry.options.items())
+    opened = f"{entry.checked}{f' ({entry.checked_on})' if entry.checked_on else ''}: {CHECKED_WORDS[entry.checked]}"
+    licence = f"{entry.licence}{f' ({entry.licence_url})' if entry.licence_url else ''}"
+    licence += "; asks for consent: accept_licence=True" if entry.consent else ""
     lines = [
         f"# {entry.name}",
         "",
@@ -59,9 +65,9 @@ def render(entry: Entry) -> str:
         f"| task | {entry.task} |",
         f"| outputs | {entry.outputs or 'see the architecture'} |",
         f"| status | {entry.status}: {STATUS_WORDS[entry.status]} |",
-        f"| checked | {entry.checked}{f' ({entry.checked_on})' if entry.checked_on else ''}: {CHECKED_WORDS[entry.checked]} |",
+        f"| checked | {opened} |",
         f"| trained on | {entry.trained_on or 'not stated'} |",
-        f"| licence | {entry.licence}{f' ({entry.licence_url})' if entry.licence_url else ''} |",
+        f"| licence | {licence} |",
         f"| may be re-hosted | {'yes' if entry.rehost else 'no'} |",
         f"| source | {source_line(entry)} |",
         f"| sha256 | {hash_words} |",
@@ -79,4 +85,16 @@ def render(entry: Entry) -> str:
         lines += ["", "## Notes", "", *(f"- {note}" for note in entry.notes)]
     if entry.paper or entry.citation or entry.link:
         lines += ["", "## Source", "", *(f"- {part}" for part in (entry.paper, entry.citation, entry.link) if part)]
+    return "\n".join(lines) + "\n"
+
+
+def readme_table() -> str:
+    """Return the README's table of all entries, Markdown."""
+    from .catalog import all_entries
+
+    lines = ["| name | status | real file opened | task | licence | trained on |", "|---|---|---|---|---|---|"]
+    for entry in all_entries().values():
+        opened = "yes" if entry.checked == "file" else "no"
+        cells = (f"`{entry.name}`", entry.status, opened, entry.task, entry.licence, entry.trained_on or "-")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

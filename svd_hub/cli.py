@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
+import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +18,7 @@ from rich.table import Table
 
 from . import __version__
 from .catalog import Entry, all_entries, get_entry, list_entries
-from .errors import SvdHubError, WeightsUnavailableError
+from .errors import SvdHubError
 
 app = typer.Typer(
     name="svd-hub",
@@ -25,12 +27,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
+# soft_wrap: a path or a message is never cut in two. 160: the width of a table in a pipe.
+out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
 # Commands of other rooms, by entry point when installed and by name in a bare checkout; this file knows neither room.
 COMMANDS = {"training": "svd_hub.training.commands", "export": "svd_hub.export.commands"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _table(title: str, *columns: str, caption: str = "") -> Table:
+    table = Table(title=title or None, caption=caption or None, box=None, title_justify="left", caption_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _show(table: Table) -> None:
+    out.print(table, soft_wrap=False)
 
 
 def _fact(entry: Entry) -> dict[str, Any]:
@@ -60,15 +74,12 @@ def list_command(
     if as_json:
         typer.echo(json.dumps([_fact(e) for e in entries], indent=1))
         return
-    table = Table(caption=f"{len(entries)} of {len(all_entries())} entries. Next: svd-hub info NAME", box=None)
-    for column in ("name", "status", "real file opened", "task", "licence"):
-        table.add_column(column, no_wrap=column == "name")
+    caption = f"{len(entries)} of {len(all_entries())} entries. Next: svd-hub info NAME"
+    table = _table("", "name", "status", "real file opened", "task", "licence", caption=caption)
     for entry in entries:
         opened = f"yes, {entry.checked_on}" if entry.checked == "file" else "no"
         table.add_row(entry.name, entry.status, opened, entry.task, entry.licence)
-    out.print(table)
-    if not entries:
-        raise typer.Exit(1)
+    _show(table)
 
 
 @app.command()
@@ -76,10 +87,9 @@ def info(name: str, as_json: Json = False) -> None:
     """Show the card of an entry: what it is, where it comes from, its licence and its preprocessing."""
     entry = get_entry(name)
     if as_json:
-        source = {k: v for k, v in vars(entry.source).items() if v not in ("", 0)}
-        extra = {"options": dict(entry.options), "source": source, "preprocess": dict(entry.preprocess_data)}
-        metrics = [vars(m) for m in entry.metrics]
-        typer.echo(json.dumps({**_fact(entry), **extra, "metrics": metrics, "card": entry.card()}, indent=1))
+        facts = dataclasses.asdict(entry)
+        facts["preprocess"] = facts.pop("preprocess_data")
+        typer.echo(json.dumps({**facts, "card": entry.card()}, indent=1))
     elif out.is_terminal:
         from rich.markdown import Markdown
 
@@ -100,12 +110,10 @@ def fetch(
     for name in names:
         try:
             _, report = load(name, accept_licence=accept_licence, return_report=True)
-            out.print(str(report), markup=False, highlight=False)
-        except WeightsUnavailableError:
-            raise
+            out.print(str(report), markup=False)
         except SvdHubError as error:
             failed += 1
-            err.print(f"error: {error}", style="red", markup=False, highlight=False)
+            _complain(error)
     if failed:
         raise typer.Exit(1)
 
@@ -117,11 +125,14 @@ def verify(
     """Hash the files on this machine again. Exit code 1 where one is damaged."""
     from . import store
 
-    results = store.verify([get_entry(n) for n in names] if names else None)
+    bundled = [entry for entry in all_entries().values() if entry.source.kind == "bundled"]
+    results = store.verify([get_entry(n) for n in names] if names else bundled)
+    results += [] if names else store.verify()
     for result in results:
         style = {"ok": "green", "absent": "dim"}.get(result.state, "red")
-        out.print(f"{result.state:>10}  {result.entry}  {result.path or ''}  {result.note}", style=style, markup=False)
-    if any(r.state == "damaged" for r in results) or (names and any(r.state == "absent" for r in results)):
+        line = f"{result.state:>10}  {result.entry}  {result.note or result.path or ''}"
+        out.print(line, style=style, markup=False)
+    if any(r.state == "damaged" for r in results) or (names and any(r.state != "ok" for r in results)):
         raise typer.Exit(1)
 
 
@@ -130,9 +141,9 @@ def convert(
     name: str, file: Path, to: Annotated[Path | None, typer.Option(help="Write it here instead.")] = None
 ) -> None:
     """Check and convert a checkpoint on disk as the one of NAME, and put it into the cache."""
-    from .hub import convert_file
+    from .canonical import convert_file
 
-    out.print(str(convert_file(name, file, to=to)), markup=False, highlight=False)
+    out.print(str(convert_file(name, file, to=to)), markup=False)
 
 
 @app.command()
@@ -143,12 +154,12 @@ def cache(
     """Show where the cache is and what it holds; with --clean, empty it."""
     from . import store
 
-    used = store.clean(get_entry(name) if name else None) if clean else store.usage()
+    entry = get_entry(name) if name else None
+    used = store.clean(entry) if clean else [item for item in store.usage() if name in (None, item.entry)]
     for item in used:
-        if name in (None, item.entry):
-            out.print(f"{item.size:>14,}  {item.entry or '?'}  {item.path}", markup=False, highlight=False)
+        out.print(f"{item.size:>14,}  {item.entry or '?'}  {item.path}", markup=False)
     word = "removed from" if clean else "in"
-    out.print(f"{sum(i.size for i in used):>14,}  bytes {word} {store.cache_dir()}", markup=False, highlight=False)
+    out.print(f"{sum(i.size for i in used):>14,}  bytes {word} {store.cache_dir()}", markup=False)
 
 
 @app.command()
@@ -160,17 +171,11 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps([vars(f) for f in findings], indent=1))
     else:
-        table = Table(box=None, title=f"svd-hub {__version__}")
-        for column in ("what", "found", "next"):
-            table.add_column(column, overflow="fold")
+        table = _table(f"svd-hub {__version__}", "what", "found", "next")
         for finding in findings:
-            table.add_row(
-                escape(finding.what),
-                escape(finding.found),
-                escape(finding.next),
-                style="red" if finding.broken else None,
-            )
-        out.print(table)
+            cells = (escape(finding.what), escape(finding.found), escape(finding.next))
+            table.add_row(*cells, style="red" if finding.broken else None)
+        _show(table)
     if any(f.broken for f in findings):
         raise typer.Exit(1)
 
@@ -185,17 +190,19 @@ def _add_commands() -> None:
                 raise
 
 
+def _complain(error: Exception) -> None:
+    err.print(f"error: {error}", style="red", markup=False)
+
+
 def main() -> None:
-    """Run the command; errors of ours are one red paragraph and exit code 1, Ctrl-C is 130."""
+    """Run the command; an error of ours is one red paragraph and exit code 1, Ctrl-C is 130."""
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     _add_commands()
     try:
         app()
-    except SvdHubError as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False)
+    except (SvdHubError, OSError) as error:
+        _complain(error)
         sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("stopped", style="yellow")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import shutil
 from dataclasses import dataclass
@@ -13,13 +12,16 @@ from packaging.version import Version
 from . import store
 from .errors import SvdHubError
 
-EXTRAS = {
+EXTRAS = {  # as pyproject.toml has them; a test holds the two together
     "volume": ("SimpleITK", "monai", "highdicom", "pydicom", "pillow"),
-    "train": ("pytorch-lightning", "jsonargparse", "pyarrow", "pillow", "scipy"),
+    "train": (
+        "pytorch-lightning", "jsonargparse", "monai", "nibabel", "pillow", "pyarrow", "pycocotools", "scipy",
+    ),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("openvino",),
     "serve": ("tritonclient",),
-}
+    "demo": ("matplotlib", "scikit-image", "pydicom", "nibabel"),
+}  # fmt: skip
 MALWARE = ("2.6.2", "2.6.3")  # of lightning, GHSA-w37p-236h-pfx3
 
 
@@ -66,7 +68,7 @@ def _hazards(torch: str) -> list[Finding]:
         found.append(
             Finding(
                 "torchvision beside CPU torch",
-                f"{_version('torchvision')}: breaks pytorch-lightning, torchmetrics and timm where its operators do not load",
+                f"{_version('torchvision')}: breaks pytorch-lightning, torchmetrics and timm if its operators fail",
                 "pip uninstall torchvision",
                 _version("torchvision").find("+cpu") < 0,
             )
@@ -93,8 +95,3 @@ def _cache() -> Finding:
     except (OSError, SvdHubError) as error:
         return Finding("cache", f"{folder}: {error}", "set SVD_HUB_HOME to a folder that can be written", True)
     return Finding("cache", f"{folder}: {used:,} bytes used, {free:,} free")
-
-
-def has(module: str) -> bool:
-    """Return whether a module can be imported, without importing it."""
-    return importlib.util.find_spec(module) is not None

@@ -1,24 +1,26 @@
-"""The preprocessing that belongs to a weight: from an image as it is on disk to the tensor the network was trained on."""
+"""The preprocessing that belongs to a weight: from an image on disk to the tensor the network was trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import VolumeError, check_choice
+from .errors import OptionError, VolumeError, check_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Triple = tuple[int, int, int]
+_LENGTHS = {"spacing": 3, "window": 2, "scale": 2, "size": 3, "minimum": 3, "divisor": 3}
+_POSITIVE = ("channels", "spacing", "short_side", "std", "size", "minimum", "divisor")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """A frozen record that is also the function. Order: check, resample, window, scale, normalise, crop and pad.
+    """A frozen record that is also the function. Order: check, resample, window, scale, crop and pad, normalise.
 
     Attributes:
         modality: "RGB" (a 2D colour image becomes D = 3 planes), "CT" (HU), "MR", or "video".
@@ -27,11 +29,14 @@ class Preprocess:
         short_side: pixels the short side of an RGB image is resized to (bilinear, antialiased), None = its own.
         window: (low, high) the values are clipped to, in the image's units (HU), None = not clipped.
         scale: what `window` is mapped to, None = values stay.
-        statistics: "fixed" uses `mean` and `std`; "volume" the volume's own.
+        statistics: "fixed" uses `mean` and `std`; "volume" the volume's own, before it is cropped or padded.
         size: (D, H, W) of the centre crop, padded where the image is smaller; None = as it comes.
         pad: value of padding in the image's units; None = the window's low end, or 0.
         minimum, divisor: of D, H, W where `size` is None; padded up to them.
         note: what upstream does not document, in words.
+
+    Raises:
+        OptionError: a value that makes no sense, with what does.
     """
 
     modality: str = "CT"
@@ -40,7 +45,7 @@ class Preprocess:
     short_side: int | None = None
     window: tuple[float, float] | None = None
     scale: tuple[float, float] | None = None
-    statistics: Literal["fixed", "volume"] = "fixed"
+    statistics: str = "fixed"
     mean: float = 0.0
     std: float = 1.0
     size: Triple | None = None
@@ -52,16 +57,28 @@ class Preprocess:
     def __post_init__(self) -> None:
         check_choice("modality", self.modality, ("RGB", "CT", "MR", "video"))
         check_choice("statistics", self.statistics, ("fixed", "volume"))
-        for key in ("spacing", "window", "scale", "size", "minimum", "divisor"):
-            if isinstance(value := getattr(self, key), list):
-                object.__setattr__(self, key, tuple(value))
+        for key, length in _LENGTHS.items():
+            if isinstance(value := getattr(self, key), list):  # as JSON and TOML have it
+                object.__setattr__(self, key, value := tuple(value))
+            if value is not None and (not isinstance(value, tuple) or len(value) != length):
+                raise OptionError(f"{key}={value!r} is not allowed; allowed: {length} numbers")
+        for key in _POSITIVE:
+            value = getattr(self, key)
+            if value is not None and not all(n > 0 for n in (value if isinstance(value, tuple) else (value,))):
+                raise OptionError(f"{key}={value!r} is not allowed; allowed: above 0")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise OptionError(f"window={self.window!r} is not allowed; allowed: (low, high) with low < high")
+        if self.scale is not None and self.window is None:
+            raise OptionError(
+                f"scale={self.scale!r} without a window is not allowed; allowed: both, or the window alone"
+            )
 
     def __call__(self, image: Any, *, spacing: Sequence[float] | None = None, axes: str = "DHW") -> Tensor:
         """Return the tensor (1, C, D, H, W), float32, of one image.
 
         Args:
-            image: RGB: an array (H, W, 3) or (H, W) of 0..255. Else an array whose axes are `axes`, or a SimpleITK image,
-                which brings its own spacing.
+            image: RGB: a picture or array, (H, W, 3) or (H, W), of 0..255. Else an array whose axes are `axes`, or a
+                SimpleITK image, which brings its own spacing.
             spacing: mm for each axis of `axes`.
             axes: the order of the array's axes, a permutation of "DHW".
 
@@ -69,12 +86,13 @@ class Preprocess:
             VolumeError: not such an image; says what was found and what is allowed.
         """
         if self.modality == "RGB":
+            if getattr(image, "mode", "RGB") not in ("RGB", "L"):  # a palette's numbers are no grey values
+                raise VolumeError(f"picture of mode {image.mode!r} is not allowed. Next: picture.convert('RGB')")
             return self._planes(np.asarray(image))
         if hasattr(image, "GetSpacing"):
-            if image.GetNumberOfComponentsPerPixel() != 1 or image.GetDimension() != 3:
+            if (found := (image.GetDimension(), image.GetNumberOfComponentsPerPixel())) != (3, 1):
                 raise VolumeError(
-                    f"image with {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} components "
-                    "is not allowed; allowed: a 3D scalar image"
+                    f"image of {found[0]} dimensions and {found[1]} components is not allowed; allowed: 3D and scalar"
                 )
             import SimpleITK
 
@@ -93,12 +111,12 @@ class Preprocess:
         low, high = float(image.min()), float(image.max())
         if not (low >= 0 and high <= 255) or (image.dtype.kind == "f" and 0 < high <= 1):
             raise VolumeError(f"values {low:g}..{high:g} are not allowed; allowed: 0..255 (multiply 0..1 by 255)")
-        x = torch.from_numpy(np.ascontiguousarray(image)).float().permute(2, 0, 1)[None]
+        x = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
         if self.short_side is not None:
             factor = self.short_side / min(x.shape[2:])
             size = [max(self.short_side, round(n * factor)) for n in x.shape[2:]]
             x = F.interpolate(x, size=size, mode="bilinear", antialias=True).clamp(0, 255)
-        return self._fit(((x - self.mean) / self.std)[:, None], 0.0 if self.pad is None else self.pad)
+        return self._finish(x[:, None])
 
     def _volume(self, array: np.ndarray, spacing: Sequence[float] | None, axes: str) -> Tensor:
         import torch
@@ -110,53 +128,60 @@ class Preprocess:
                 "allowed: three axes, a permutation of 'DHW', real numbers"
             )
         order = [axes.index(a) for a in "DHW"]
-        x = torch.from_numpy(np.ascontiguousarray(array.transpose(order)).astype(np.float32))[None, None]
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
+            x = torch.from_numpy(array.transpose(order).astype(np.float32, order="C"))[None, None]
         if not torch.isfinite(x).all():
             raise VolumeError(
                 "the image holds NaN or infinite values; allowed: finite numbers. Next: clean it at the source"
             )
         if self.spacing is not None:
-            if spacing is None or len(spacing) != 3 or min(spacing) <= 0:
+            given = np.asarray(() if spacing is None else spacing, dtype=float)
+            if given.shape != (3,) or not (np.isfinite(given) & (given > 0)).all():
                 raise VolumeError(
                     f"spacing={spacing!r} is not allowed: these weights are for {self.spacing} mm (z, y, x); "
                     "allowed: three positive numbers in mm, one per axis of the array"
                 )
-            now = [float(spacing[i]) for i in order]
+            now = given[order].tolist()
             size = [max(1, round(n * s / t)) for n, s, t in zip(x.shape[2:], now, self.spacing, strict=True)]
             if size != list(x.shape[2:]):
                 x = F.interpolate(x, size=size, mode="trilinear", align_corners=False)
-        low = self.window[0] if self.window else 0.0
-        return self._fit(self._values(x), low if self.pad is None else self.pad)
+        return self._finish(x)
 
-    def _values(self, x: Tensor) -> Tensor:
+    def _finish(self, x: Tensor) -> Tensor:
+        """Window, scale, crop and pad, normalise (1, 1, D, H, W); padding is treated like the image."""
+        low = self.window[0] if self.window else 0.0
+        pad = x.new_tensor(low if self.pad is None else self.pad)
         if self.window is not None:
-            low, high = self.window
-            x = x.clamp(low, high)
-            if self.scale is not None:
-                x = (x - low) / (high - low) * (self.scale[1] - self.scale[0]) + self.scale[0]
+            x, pad = self._windowed(x, self.window), self._windowed(pad, self.window)
+        mean: Tensor | float = self.mean
+        std: Tensor | float = self.std
         if self.statistics == "volume":
-            return (x - x.mean()) / x.std(unbiased=False).clamp_min(1e-6)
-        return (x - self.mean) / self.std
+            mean, std = x.mean(), x.std(unbiased=False).clamp_min(1e-6)
+        x = (self._fit(x, float(pad)) - mean) / std
+        return x.expand(-1, self.channels, -1, -1, -1).contiguous()
+
+    def _windowed(self, x: Tensor, window: tuple[float, float]) -> Tensor:
+        low, high = window
+        x = x.clamp(low, high)
+        if self.scale is None:
+            return x
+        return (x - low) / (high - low) * (self.scale[1] - self.scale[0]) + self.scale[0]
 
     def _fit(self, x: Tensor, pad: float) -> Tensor:
-        import torch
+        """Crop and pad (1, 1, D, H, W) about its centre; the three planes of a colour image stay."""
         import torch.nn.functional as F
 
         now = tuple(x.shape[2:])
-        planes = self.modality == "RGB"
         if self.size is not None:
-            want = (now[0], *self.size[1:]) if planes else self.size
+            want = (now[0], *self.size[1:]) if self.modality == "RGB" else self.size
         else:
             need = [max(n, m) for n, m in zip(now, self.minimum, strict=True)]
-            want = tuple(-(-n // d) * d for n, d in zip(need, self.divisor, strict=True))
+            d, h, w = (-(-n // d) * d for n, d in zip(need, self.divisor, strict=True))
+            want = (d, h, w)
         cut = [max(0, n - w) // 2 for n, w in zip(now, want, strict=True)]
         x = x[:, :, *(slice(c, c + w) for c, w in zip(cut, want, strict=True))]
         room = [w - n for n, w in zip(x.shape[2:], want, strict=True)]
-        if any(room):
-            sides = [part for r in reversed(room) for part in (r // 2, r - r // 2)]
-            filling = float(self._values(torch.full((1,), pad))) if self.statistics == "fixed" else float(x.min())
-            x = F.pad(x, sides, value=filling)
-        return x.expand(-1, self.channels, -1, -1, -1) if self.channels > 1 else x.contiguous()
+        return F.pad(x, [part for r in reversed(room) for part in (r // 2, r - r // 2)], value=pad)
 
     def describe(self) -> str:
         """Return the steps in words, one a line."""
@@ -169,12 +194,13 @@ class Preprocess:
         lines.append(f"spacing {self.spacing} mm (z, y, x), trilinear" if self.spacing else "spacing as it is")
         if self.window is not None:
             lines.append(f"window {self.window} {units}" + (f" mapped to {self.scale}" if self.scale else ""))
-        own = (
-            "the volume's own mean and std" if self.statistics == "volume" else f"mean {self.mean:g}, std {self.std:g}"
-        )
-        lines.append(own)
+        own = self.statistics == "volume"
+        lines.append("the volume's own mean and std" if own else f"mean {self.mean:g}, std {self.std:g}")
         if self.size is not None:
             lines.append(f"centre crop or pad to {self.size}")
         else:
             lines.append(f"at least {self.minimum}, a multiple of {self.divisor}")
+        lines.append(
+            f"padding {self.pad:g}" if self.pad is not None else f"padding {self.window[0] if self.window else 0:g}"
+        )
         return "\n".join([*lines, self.note] if self.note else lines)

@@ -16,11 +16,13 @@ class LoadReport:
 
     Attributes:
         name, architecture: what was loaded.
-        matched: names of the model's tensors that came from the file as they are there; `total` counts the model's tensors.
+        total: how many tensors the model has.
+        matched: names of the model's tensors that came from the file as they are there.
         missing: the model's tensors that came from no file (a new head); unexpected: the file's that found no place.
         renamed: the file's name -> ours. dropped: the file's name -> why.
         adapted: every change of a tensor's shape, with its rule.
         source: where the bytes came from; sha256 of the file that was read, source_sha256 of the upstream file.
+        checked: that hash is the one the catalogue or the ledger promises; False for a file the user named.
         overlay: the catalogue overlay that changed the entry, or "".
     """
 
@@ -36,6 +38,7 @@ class LoadReport:
     source: str = ""
     sha256: str = ""
     source_sha256: str = ""
+    checked: bool = False
     overlay: str = ""
     notes: tuple[str, ...] = ()
 
@@ -46,7 +49,7 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [f"{self.name}: {len(self.matched)} of {self.total} tensors from {self.source or 'no file'}"]
         if self.sha256:
-            lines.append(f"  sha256 {self.sha256}" + (" (checked)" if self.source else ""))
+            lines.append(f"  sha256 {self.sha256}" + (" (checked)" if self.checked else ""))
         if self.source_sha256 and self.source_sha256 != self.sha256:
             lines.append(f"  upstream file sha256 {self.source_sha256}")
         if self.overlay:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import copy
-import functools
 import pickle
 from itertools import permutations
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_depth import helper, resnet, settings
 from torch import Tensor, nn
 from torch.nn.functional import max_pool3d as aliased_pool
 
 from svd_hub.errors import OptionError
 from svd_hub.models.p3d import P3D
-from svd_hub.models.resnet3d import ResNet3D
 from svd_hub.variable_dimension import (
     PRETRAIN_MEAN,
     PRETRAIN_STD,
     GroupTransform,
     centre_slice,
+    is_preserved,
     preserve_depth,
     pretrain_input,
     restore_depth,
@@ -29,11 +29,6 @@ from svd_hub.variable_dimension import (
 )
 
 torch.set_num_threads(1)
-
-
-def resnet(**options: Any) -> ResNet3D:
-    torch.manual_seed(0)
-    return ResNet3D(**{"depth": 18, "width": 4, "init": "kaiming", "features_only": True, **options}).eval()
 
 
 class Residual(nn.Module):
@@ -54,10 +49,6 @@ def r3d() -> nn.Sequential:
     return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool3d((1, 1, 1)), nn.Flatten(), nn.Linear(8, 2))
 
 
-def helper(x: Tensor) -> Tensor:
-    return F.avg_pool3d(x, 2)
-
-
 class UserNet(nn.Module):
     """What users write: functional pools (direct, aliased, in a helper), a transposed and an even convolution."""
 
@@ -76,9 +67,6 @@ class UserNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.inner(self.patch(F.max_pool3d(self.interpolate(self.conv(x)), 2)))
         return helper(aliased_pool(self.wide(self.up(x)), 2))
-
-
-# ---- III-A: images as volumes ----
 
 
 def test_rgb_planes_are_slices_and_a_view() -> None:
@@ -131,9 +119,6 @@ def test_shuffle_moves_whole_planes() -> None:
         assert any(torch.equal(got[image], plain[image, list(order)]) for order in permutations(range(3)))
 
 
-# ---- III-B: depth is kept ----
-
-
 @pytest.mark.parametrize("depth", [1, 3, 5])
 @pytest.mark.parametrize(
     "options",
@@ -182,20 +167,6 @@ def test_p3d_with_its_z_pools() -> None:
     x = torch.rand(1, 1, 9, 64, 64)
     assert [level.shape[2] for level in model(x).values()] == [9, 9, 5, 3, 1]
     assert [level.shape[2] for level in new(x).values()] == [9] * 5
-
-
-def settings(module: nn.Module) -> dict[str, Any]:
-    """Everything of each submodule that is not a tensor, a submodule or a hook."""
-    keys: tuple[str, ...] = (
-        "kernel_size",
-        "stride",
-        "padding",
-        "dilation",
-        "count_include_pad",
-        "_reversed_padding_repeated_twice",
-    )
-    keys += ("feature_info",)
-    return {f"{name}.{key}": vars(m)[key] for name, m in module.named_modules() for key in keys if key in vars(m)}
 
 
 def odd_corners() -> nn.Module:
@@ -272,128 +243,21 @@ def test_restore_after_nothing_had_to_change() -> None:
         restore_depth(model)
 
 
+def test_is_preserved_tells_a_changed_network() -> None:
+    vanilla, kept = resnet(depth_stride=2), resnet(depth_stride=1)
+    changed = preserve_depth(vanilla)[0]
+    assert is_preserved(changed)
+    assert is_preserved(copy.deepcopy(changed))
+    assert is_preserved(nn.Sequential(nn.Identity(), changed))
+    assert not any(is_preserved(net) for net in (vanilla, kept, restore_depth(changed), preserve_depth(kept)[0]))
+
+
 @pytest.mark.parametrize("depth", [1, 3, 5])
 def test_torchvision_style(depth: int) -> None:
     new, report = preserve_depth(r3d().eval(), strict=True)
     assert report.global_pools == ("4",)
     assert new[:4](torch.rand(1, 1, depth, 16, 16)).shape == (1, 8, depth, 2, 2)
     assert new(torch.rand(1, 1, depth, 16, 16)).shape == (1, 2)
-
-
-LAYERS = [
-    nn.Conv3d(1, 1, 5, 2, 4, dilation=(2, 1, 1)),
-    nn.Conv3d(1, 1, 3),
-    nn.Conv3d(1, 1, (3, 4, 4), 2, "valid"),
-    nn.Conv3d(1, 1, (3, 1, 1), (2, 1, 1), padding_mode="reflect"),
-    nn.Conv3d(1, 1, (2, 1, 1), (2, 1, 1), dilation=(2, 1, 1)),  # span 2: a symmetric padding exists
-    nn.Conv3d(1, 1, 1, 2, 1),
-    nn.Conv3d(1, 1, 3, padding="same"),
-    nn.MaxPool3d(3, 2),
-    nn.MaxPool3d(5, (3, 2, 1), 2),
-    nn.MaxPool3d(2),
-    nn.MaxPool3d((4, 3, 3), 2, 1),
-    nn.MaxPool3d(3, 2, ceil_mode=True),
-    nn.MaxPool3d((1, 3, 3), 2, dilation=2),
-    nn.AvgPool3d(2, 2),
-    nn.AvgPool3d(3, 2, 1),
-    nn.AvgPool3d((3, 2, 2)),
-    nn.AvgPool3d(2, 2, ceil_mode=True),
-]
-
-
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
-@pytest.mark.parametrize("depth", [3, 4, 7])
-def test_single_layers_keep_depth_and_plane(layer: nn.Module, depth: int) -> None:
-    new, report = preserve_depth(layer, strict=True)
-    deep = torch.rand(1, 1, 24, 13, 14)  # deep enough for the original
-    got = new(torch.rand(1, 1, depth, 13, 14))
-    assert got.shape[2] == depth
-    assert got.shape[3:] == layer(deep).shape[3:]
-    assert (settings(new) == settings(layer)) == (not report.changed)
-
-
-@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (3, 2), (5, 3), (7, 1)])
-def test_depth_padding_follows_the_dilation(kernel: int, dilation: int) -> None:
-    conv = nn.Conv3d(1, 1, kernel, stride=2, padding=1, dilation=(dilation, 1, 2))
-    new, _ = preserve_depth(conv)
-    assert new.padding == (dilation * (kernel - 1) // 2, 1, 1)
-    assert new.stride == (1, 2, 2)
-
-
-def test_kept_depth_is_centred() -> None:
-    """With a one at the centre tap, the new convolution is the identity along depth, whatever its padding_mode."""
-    for mode in ("zeros", "replicate"):
-        conv = nn.Conv3d(1, 1, (5, 1, 1), stride=(2, 1, 1), dilation=(2, 1, 1), padding_mode=mode, bias=False)
-        nn.init.zeros_(conv.weight)
-        with torch.no_grad():
-            conv.weight[:, :, 2] = 1
-        x = torch.rand(1, 1, 7, 3, 3)
-        assert torch.equal(preserve_depth(conv)[0](x), x)
-
-
-def test_average_of_a_constant_stays_the_constant() -> None:
-    ones = torch.ones(1, 1, 3, 9, 9)
-    for pool in (nn.AvgPool3d(3, 2), nn.AvgPool3d(2), nn.AvgPool3d((3, 1, 2), 1)):
-        torch.testing.assert_close(preserve_depth(pool)[0](ones).unique(), torch.ones(1))
-    # a pool that counted zeros before still counts them
-    assert preserve_depth(nn.AvgPool3d(3, 2, 1))[0].count_include_pad
-
-
-LEFTOVERS = [
-    (nn.Conv3d(1, 1, 2, 2), "even depth kernel 2"),
-    (nn.Conv3d(1, 1, 4, 1, 1), "even depth kernel 4"),
-    (nn.ConvTranspose3d(1, 1, 2, 2), "transposed convolution with depth stride 2"),
-    (nn.ConvTranspose3d(1, 1, 3), "transposed convolution that changes the depth by 2"),
-    (nn.MaxPool3d(2, return_indices=True), "return_indices"),
-    (nn.MaxPool3d(3, 1, 1, dilation=2), "dilated max pool"),
-    (nn.AvgPool3d(2, divisor_override=3), "divisor_override"),
-    (nn.LPPool3d(2, 2), "LPPool3d"),
-    (nn.MaxUnpool3d(2), "MaxUnpool3d"),
-    (nn.FractionalMaxPool3d(2, output_size=2), "FractionalMaxPool3d"),
-    (nn.AdaptiveAvgPool3d(2), "adaptive pool to depth 2"),
-    (nn.Upsample(scale_factor=2.0), "Upsample"),
-    (nn.LazyConv3d(2, 3, 2), "lazy module"),
-]
-
-
-@pytest.mark.parametrize(("layer", "reason"), LEFTOVERS, ids=lambda v: str(v)[:30])
-def test_leftovers_are_named_and_left_alone(layer: nn.Module, reason: str) -> None:
-    model = nn.Sequential(nn.Identity(), nn.Sequential(layer))
-    new, report = preserve_depth(model)
-    assert [name for name, _ in report.untreated] == ["1.0"]
-    assert reason in report.untreated[0][1]
-    assert settings(new) == settings(model)
-    assert not report.complete
-    assert f"1.0: {report.untreated[0][1]}" in str(report)
-    with pytest.raises(OptionError, match=r"1\.0: .*") as caught:
-        preserve_depth(model, strict=True)
-    assert reason in str(caught.value)
-
-
-HARMLESS = [
-    nn.ConvTranspose3d(1, 1, (1, 2, 2), (1, 2, 2)),
-    nn.ConvTranspose3d(1, 1, 3, 1, 1),
-    nn.Upsample(scale_factor=(1.0, 2.0, 2.0)),
-    nn.AdaptiveAvgPool3d((None, 4, 4)),
-    nn.MaxUnpool3d((1, 2, 2)),
-    nn.MaxPool3d((1, 2, 2), return_indices=True),
-    nn.Conv2d(1, 1, 2, 2),
-    nn.MaxPool2d(2),
-]
-
-
-@pytest.mark.parametrize("layer", HARMLESS, ids=str)
-def test_what_keeps_depth_by_itself_is_no_leftover(layer: nn.Module) -> None:
-    _, report = preserve_depth(layer, strict=True)
-    assert not report.changed
-
-
-def test_global_pools_are_listed_and_no_leftover() -> None:
-    model = nn.ModuleDict(
-        {"a": nn.AdaptiveAvgPool3d(1), "b": nn.AdaptiveMaxPool3d((1, 2, 2)), "c": nn.AdaptiveAvgPool3d((None, 1, 1))}
-    )
-    _, report = preserve_depth(model, strict=True)
-    assert report.global_pools == ("a", "b")
 
 
 def test_user_network_reports_every_leftover_by_name() -> None:
@@ -411,110 +275,6 @@ def test_user_network_reports_every_leftover_by_name() -> None:
         preserve_depth(nn.Sequential(UserNet()), strict=True)
     for name in reasons:
         assert f"{name}: " in str(caught.value)
-
-
-class Calls(nn.Module):
-    """A forward that is told what to do; each subclass hides a pool elsewhere."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(x)
-
-    def act(self, x: Tensor) -> Tensor:
-        return x.relu()
-
-
-class InComprehension(Calls):
-    def act(self, x: Tensor) -> Tensor:
-        return torch.cat([F.max_pool3d(part, 2) for part in x.unbind()])
-
-
-class InAttribute(Calls):
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function = function
-
-    def act(self, x: Tensor) -> Tensor:
-        out: Tensor = self.function(x, 2)
-        return out
-
-
-class InSuper(InComprehension):
-    def act(self, x: Tensor) -> Tensor:
-        return super().act(x)
-
-
-class InSlice(Calls):
-    def act(self, x: Tensor) -> Tensor:
-        return x[:, :, ::2]
-
-
-class LocalImport(Calls):
-    def act(self, x: Tensor) -> Tensor:
-        from torch.nn import functional
-
-        return functional.max_pool3d(x, 2)
-
-
-class Decorated(Calls):
-    @torch.no_grad()
-    def act(self, x: Tensor) -> Tensor:
-        return F.max_pool3d(x, 2)
-
-
-class MadeInForward(Calls):
-    def act(self, x: Tensor) -> Tensor:
-        out: Tensor = nn.MaxPool3d(2)(x)
-        return out
-
-
-class Replaced(InComprehension):
-    def act(self, x: Tensor) -> Tensor:
-        sizes = list(x.shape)[::-1]
-        return x[:, :, : sizes[0]]
-
-
-@pytest.mark.parametrize(
-    ("module", "word"),
-    [
-        (InComprehension(), "max_pool3d"),
-        (InAttribute(F.max_pool3d), "max_pool3d"),
-        (InAttribute(F.avg_pool3d), "avg_pool3d"),
-        (InAttribute(functools.partial(F.max_pool3d, stride=2)), "max_pool3d"),
-        (InAttribute(functools.partial(helper)), "avg_pool3d"),
-        (InSuper(), "max_pool3d"),
-        (InSlice(), "strided slice"),
-        (LocalImport(), "max_pool3d"),
-        (Decorated(), "max_pool3d"),
-        (torch.fx.symbolic_trace(InComprehension.__mro__[1]()), ""),
-        (torch.fx.symbolic_trace(LocalImport()), "max_pool3d"),
-        (Calls(), ""),
-        (InAttribute(torch.relu), ""),
-        (Replaced(), ""),
-        (MadeInForward(), "MaxPool3d"),
-    ],
-    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else v,
-)
-def test_functional_calls_are_found_where_they_hide(module: nn.Module, word: str) -> None:
-    _, report = preserve_depth(module)
-    assert [name for name, _ in report.untreated] == ([""] if word else [])
-    assert all(word in reason for _, reason in report.untreated)
-
-
-def test_same_padding_by_hand_is_reported_not_doubled() -> None:
-    """As the Inception-I3D ports do: the padding comes from F.pad, a second one would let the depth grow."""
-
-    class SamePool(nn.MaxPool3d):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(F.pad(x, (1, 1, 1, 1, 1, 1)))
-
-    class Standardised(nn.Conv3d):
-        def forward(self, x: Tensor) -> Tensor:
-            weight = self.weight - self.weight.mean()
-            return self._conv_forward(x, weight, self.bias)
-
-    new, report = preserve_depth(nn.Sequential(SamePool(3, 2), Standardised(1, 1, 3, 2, 1)))
-    assert report.untreated == (("0", "pads by itself in its forward"),)
-    assert new[1](torch.rand(1, 1, 3, 8, 8)).shape == (1, 1, 3, 4, 4)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -585,61 +345,6 @@ def test_monai_densenet(full: bool) -> None:
     assert all(len(set(shapes)) == 1 for shapes in planes.values())
     assert list(new.state_dict()) == list(model.state_dict())
     assert settings(restore_depth(new)) == settings(model)
-
-
-# ---- the paper's point: which depth taps of a kernel are trained ----
-
-
-def trained_taps(model: nn.Module, depth: int = 3) -> dict[str, list[bool]]:
-    """For each convolution with a deep kernel: does each depth tap get any gradient?"""
-    x = torch.rand(2, 1, depth, 64, 64, generator=torch.Generator().manual_seed(0))
-    level = model.train()(x)["layer4"]
-    (level * torch.rand(level.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
-    return {
-        name: [bool(tap.any()) for tap in cast(Tensor, module.weight.grad).unbind(2)]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv3d) and module.kernel_size[0] > 1
-    }
-
-
-@pytest.mark.parametrize("form", ["built", "preserved"])
-@pytest.mark.parametrize("depth", [18, 50])
-def test_every_tap_learns_where_depth_is_kept(form: str, depth: int) -> None:
-    model = (
-        resnet(depth=depth, depth_stride=1)
-        if form == "built"
-        else preserve_depth(resnet(depth=depth, depth_stride=2))[0]
-    )
-    taps = trained_taps(model)
-    stem = taps.pop("conv1")
-    assert len(taps) == 16
-    assert all(tap == [True, True, True] for tap in taps.values())
-    # three slices cannot reach further than two taps from the centre
-    assert stem == [False, True, True, True, True, True, False]
-
-
-@pytest.mark.parametrize("form", ["built", "restored"])
-def test_only_the_centre_tap_learns_in_the_vanilla_form(form: str) -> None:
-    model = resnet(depth_stride=2)
-    taps = trained_taps(model if form == "built" else restore_depth(preserve_depth(model)[0]))
-    taps.pop("conv1")
-    assert len(taps) == 16
-    assert all(tap == [False, True, False] for tap in taps.values())
-
-
-def test_every_tap_of_the_v1c_stem_learns() -> None:
-    taps = trained_taps(preserve_depth(resnet(depth_stride=2, stem="v1c"))[0])
-    assert len(taps) == 19
-    assert all(tap == [True, True, True] for tap in taps.values())
-
-
-def test_a_real_volume_trains_every_tap_in_the_vanilla_form() -> None:
-    """The law above is about depth 3, not about strides: the transfer form of a deep volume trains all taps."""
-    taps = trained_taps(resnet(depth_stride=2), depth=64)
-    assert all(all(tap) for tap in taps.values())
-
-
-# ---- III-C: the group transform ----
 
 
 def random_transform(channels: int, depth: int) -> GroupTransform:

@@ -27,19 +27,23 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, to the bit.")] = None,
 ) -> None:
     """Train by a recipe; Ctrl-C stops it, --resume goes on."""
-    from . import engine
-
-    if resume is not None:
-        typer.echo(engine.train(recipe, run=resume, resume=True, report=typer.echo))
-        return
     overrides = _pairs(override or [])
     if data is not None:
         overrides["data.init_args.folder"] = str(data.absolute())
     if init is not None:
         overrides["task.init_args.network.init"] = init
-    typer.echo(
-        engine.train(recipe, run=run or Path("runs") / Path(recipe).stem, overrides=overrides, report=typer.echo)
-    )
+    if resume is None and not recipe:
+        raise typer.BadParameter("a recipe, or --resume RUN")
+    if resume is not None and (recipe or run):
+        raise typer.BadParameter("--resume takes recipe and folder from the run: leave RECIPE and --run out")
+    from . import engine
+
+    folder = resume or run or Path("runs") / Path(recipe).stem
+    try:
+        typer.echo(engine.train(recipe, run=folder, overrides=overrides, resume=resume is not None, report=typer.echo))
+    except KeyboardInterrupt:
+        typer.echo(f"stopped. Next: svd-hub train --resume {folder}", err=True)
+        raise typer.Exit(130) from None
 
 
 def evaluate(

@@ -7,40 +7,40 @@ A run folder holds `recipe.yaml` (as resolved), `run.json` (versions, data finge
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint
 
 from .. import checkpoint
 from ..errors import SvdHubError
+from . import console
 from . import recipe as recipes
+from .saving import Saver, WholeFiles, stop_signals, write_text
 from .seeding import StepSeed
 
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file beside its place and move it there."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+Report = Callable[[str], None]
+FOLDER = "data.init_args.folder"
 
 
-class EpochLog(pl.Callback):
-    """Appends a JSON line an epoch to `log.jsonl`; after a resume, lines of epochs that are run again go first."""
+class EpochLog(Checkpoint):
+    """Appends a JSON line an epoch to `log.jsonl`; after a resume, lines of epochs that are run again go first.
 
-    def __init__(self, file: Path, report: Callable[[str], None]) -> None:
+    A Checkpoint by its place: Lightning calls those behind the task's own end of the epoch, and then the saver.
+    """
+
+    def __init__(self, file: Path, report: Report) -> None:
         self.file, self.report, self.begun = file, report, 0.0
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock, also in the middle of an epoch."""
         self.begun = time.monotonic()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -51,10 +51,8 @@ class EpochLog(pl.Callback):
         """Write the line of this epoch."""
         if not trainer.is_global_zero:
             return
-        kept = []
-        if self.file.is_file():
-            lines = self.file.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["epoch"] < trainer.current_epoch]
+        lines = self.file.read_text().splitlines() if self.file.is_file() else []
+        kept = [line for line in lines if json.loads(line)["epoch"] < trainer.current_epoch]
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
@@ -67,14 +65,50 @@ class EpochLog(pl.Callback):
 
 def versions() -> dict[str, str]:
     """Return the versions that a run depends on."""
-    names = ("torch", "pytorch-lightning", "numpy", "pillow", "monai", "safetensors")
     found = {"python": platform.python_version()}
-    for name in names:
+    for name in ("torch", "pytorch-lightning", "numpy", "pillow", "monai", "safetensors"):
         try:
             found[name] = version(name)
-        except ModuleNotFoundError:
+        except PackageNotFoundError:
             continue
     return found
+
+
+def _open(name: str, run: Path, overrides: dict[str, Any], *, resume: bool) -> recipes.Recipe:
+    """Return the recipe of a new run, whose folder is made, or of one that was stopped."""
+    kept = run / "recipe.yaml"
+    if resume:
+        if not kept.is_file():
+            raise SvdHubError(f"nothing to resume in {run}: no recipe.yaml there. Next: start the run without --resume")
+        if changed := set(overrides) - {FOLDER}:
+            raise SvdHubError(f"a run that goes on keeps its recipe; asked to change: {', '.join(sorted(changed))}")
+        return recipes.read(str(kept), overrides)
+    if run.exists() and (not run.is_dir() or any(not file.name.startswith(".") for file in run.iterdir())):
+        raise SvdHubError(f"run folder {run} is not empty. Next: --resume {run}, or choose another with --run")
+    recipe = recipes.read(name, overrides)
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(kept, recipe.text)
+    return recipe
+
+
+def _record(recipe: recipes.Recipe, data: Any, file: Path) -> None:
+    """Write `run.json`, or see that the data are still those it names."""
+    fingerprint = json.loads(json.dumps(data.fingerprint()))
+    if file.is_file():
+        if json.loads(file.read_text())["data"] != fingerprint:
+            raise SvdHubError(
+                f"the data are not those that {file} names, so the run cannot go on as it began. "
+                "Next: give the folder it began with (--data FOLDER), or start a new run"
+            )
+        return
+    facts = {
+        "recipe": recipe.name,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "data": fingerprint,
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+    }
+    write_text(file, json.dumps(facts, indent=1))
 
 
 def train(
@@ -84,72 +118,59 @@ def train(
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
     progress: bool = True,
-    report: Callable[[str], None] = lambda line: None,
+    report: Report = lambda line: None,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> Path:
     """Run a recipe, or go on with a run that was stopped, to the bit as if it had not been.
+
+    Ctrl-C and SIGTERM stop it behind the current step, with a checkpoint.
 
     Args:
         name: a shipped recipe's name or a YAML file; with `resume`, taken from the run folder instead.
         run: the run folder.
-        overrides: recipe keys to change, e.g. {"run.seed": 1}.
-        resume: go on with `run`; nothing is overridden then.
-        progress: show a bar.
+        overrides: recipe keys to change, e.g. {"run.seed": 1}; with `resume` only the data folder, where it moved.
+        resume: go on with `run`.
+        progress: show a bar on stderr, where that is a terminal.
         report: called with a JSON line after each epoch.
+        callbacks: further ones of Lightning.
 
     Returns:
         `run / "model.safetensors"`.
 
     Raises:
-        SvdHubError: the run folder is not empty, or has nothing to resume.
+        SvdHubError: the run folder is not empty, has nothing to resume, or the data changed; a loss is not finite.
+        KeyboardInterrupt: the run was stopped; it can be resumed.
     """
-    last = run / "last.ckpt"
-    if resume:
-        if not (run / "recipe.yaml").is_file():
-            raise SvdHubError(f"nothing to resume in {run}: no recipe.yaml there. Next: start the run without --resume")
-        recipe = recipes.read(str(run / "recipe.yaml"))
-    else:
-        if run.exists() and any(run.iterdir()):
-            raise SvdHubError(f"run folder {run} is not empty. Next: --resume {run}, or choose another with --run")
-        recipe = recipes.read(name, overrides)
-        run.mkdir(parents=True, exist_ok=True)
-        write_text(run / "recipe.yaml", recipe.text)
-    settings = recipe.settings
+    recipe = _open(name, run, overrides or {}, resume=resume)
+    settings, last = recipe.settings, run / "last.ckpt"
     if settings.threads:
         torch.set_num_threads(settings.threads)
     task, data = recipe.make()
-    place = {"dirpath": run, "filename": "last", "save_top_k": 1, "enable_version_counter": False}
-    savers = [
-        ModelCheckpoint(every_n_train_steps=settings.checkpoint_steps, **place),
-        ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True, **place),
-    ]
-    trainer = pl.Trainer(
-        max_epochs=settings.epochs,
-        precision=settings.precision,
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.clip or None,
-        accelerator="auto",
-        callbacks=[StepSeed(settings.seed), EpochLog(run / "log.jsonl", report), *savers],
-        logger=False,
-        default_root_dir=run,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        log_every_n_steps=50,
-    )
     data.setup("fit")
-    facts = {
-        "recipe": recipe.name,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "data": data.fingerprint(),
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-    }
-    if not resume:
-        write_text(run / "run.json", json.dumps(facts, indent=1))
-    trainer.fit(task, data, ckpt_path=last if resume and last.is_file() else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    _record(recipe, data, run / "run.json")
+    with console.quiet(), stop_signals() as stop:
+        shown = [console.Bar()] if progress and console.watched() else []
+        log, saver = EpochLog(run / "log.jsonl", report), Saver(last, steps=settings.checkpoint_steps, stop=stop)
+        trainer = pl.Trainer(
+            max_epochs=settings.epochs,
+            precision=settings.precision,
+            accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.clip or None,
+            accelerator="auto",
+            devices=1,  # the run folder, the log and the evaluation are still those of one process
+            callbacks=[StepSeed(settings.seed), *shown, *callbacks, log, saver],
+            plugins=[WholeFiles()],
+            logger=False,
+            default_root_dir=run,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        try:
+            trainer.fit(task, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+        except SystemExit:  # how the saver and Lightning stop a run
+            raise KeyboardInterrupt from None
     return finish(recipe, task, data, run)
 
 

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from rich.progress import track
 from torch import Tensor
 
-from ..errors import SvdHubError
+from ..errors import OptionError, SvdHubError
+
+T = TypeVar("T")
 
 
 def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Return the area under the ROC curve: P(score of a positive > score of a negative), ties count one half.
 
     Raises:
-        ValueError: one of the two classes is missing.
+        OptionError: one of the two classes is missing, a score is not finite, or they are not one label per score.
     """
-    score, label = np.asarray(scores, dtype=float), np.asarray(labels).astype(bool)
+    score, label = np.asarray(scores, dtype=float), np.asarray(labels)
+    if score.ndim != 1 or score.shape != label.shape or not np.isin(label, (0, 1)).all():
+        raise OptionError(f"scores {score.shape}, labels {label.shape} are not allowed; allowed: (N,), labels 0 or 1")
+    if not np.isfinite(score).all():
+        raise OptionError(f"{int((~np.isfinite(score)).sum())} of {len(score)} scores are not finite")
+    label = label.astype(bool)
     positives, negatives = int(label.sum()), int((~label).sum())
     if not positives or not negatives:
-        raise ValueError(f"AUC needs both classes; found {positives} positives and {negatives} negatives")
+        raise OptionError(f"AUC needs both classes; found {positives} positives and {negatives} negatives")
     _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return float((ranks[label].sum() - positives * (positives + 1) / 2) / (positives * negatives))
@@ -42,6 +50,13 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     return metrics
 
 
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of `size`, the last one shorter; itertools can do it from Python 3.12 on."""
+    items = iter(items)
+    while some := list(islice(items, size)):
+        yield some
+
+
 def evaluate_entry(
     name: str, *, data: Path | None = None, recipe: str | None = None, batch: int = 64
 ) -> dict[str, Any]:
@@ -57,6 +72,7 @@ def evaluate_entry(
     """
     from .. import hub
     from . import recipe as recipes
+    from .console import bar
 
     model, report = hub.load(name, return_report=True)
     source = recipe or model.entry.recipe
@@ -67,15 +83,11 @@ def evaluate_entry(
     overrides = {"data.init_args.folder": str(data.absolute())} if data is not None else {}
     module = recipes.read(source, overrides).make_data()
     module.setup("validate")
-    inputs, labels, logits = [], [], []
-    examples = list(module.examples())
+    labels, logits = [], []
     with torch.inference_mode():
-        for index, (example, label) in enumerate(track(examples, description="evaluating", transient=True)):
-            inputs.append(model.preprocess(**example))
-            labels.append(label)
-            if len(inputs) == batch or index == len(examples) - 1:
-                logits.append(model(torch.cat(inputs)))
-                inputs.clear()
+        for some in batched(bar(module.examples(), "evaluating", total=len(module.val_set)), batch):
+            logits.append(model(torch.cat([model.preprocess(**example) for example, _ in some])))
+            labels += [label for _, label in some]
     metrics = classification_metrics(torch.cat(logits), torch.tensor(labels))
     return {
         "name": name,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from jsonargparse import ArgumentParser, Namespace
 
-from ..errors import SvdHubError, nearest
+from ..errors import OptionError, SvdHubError, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class RunSettings:
 
     Attributes:
         seed: of everything: initialisation, order, augmentation, dropout.
+        accumulate: batches whose gradients make one step.
+        clip: the gradient's largest norm, 0 = not clipped.
         checkpoint_steps: a checkpoint every so many steps (besides each epoch's end): what a kill can cost.
         threads: of torch, 0 = as the machine says.
     """
@@ -33,6 +35,12 @@ class RunSettings:
     clip: float = 0.0
     checkpoint_steps: int = 200
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"epochs": 1, "seed": 0, "accumulate": 1, "clip": 0, "checkpoint_steps": 1, "threads": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise OptionError(f"run.{name}={getattr(self, name)} is not allowed; allowed: {value} or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +58,14 @@ class Recipe:
     def make(self) -> tuple[pl.LightningModule, pl.LightningDataModule]:
         """Return the task and the data, made in this order after seeding."""
         pl.seed_everything(self.settings.seed, verbose=False)
-        made = self.parser.instantiate_classes(self.config)
+        made = self.parser.instantiate(self.config)
         return made.task, made.data
 
-    def make_data(self) -> pl.LightningDataModule:
-        """Return the data alone."""
+    def make_data(self) -> Any:
+        """Return the data module alone."""
         config = self.config.clone()
         del config["task"]
-        return self.parser.instantiate_classes(config).data
+        return self.parser.instantiate(config).data
 
 
 def recipe_path(name: str) -> Path:
@@ -79,7 +87,7 @@ def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     """Return the recipe `name` with `overrides` ("run.epochs": 1, "data.init_args.folder": ...) laid over.
 
     Raises:
-        SvdHubError: an unknown recipe, key or value; the message is the parser's.
+        SvdHubError: an unknown recipe, key or value; the message is the parser's, without what it tried besides.
     """
     path = recipe_path(name)
     parser = ArgumentParser(exit_on_error=False)
@@ -89,13 +97,14 @@ def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     parser.add_class_arguments(RunSettings, "run")
     parser.add_subclass_arguments(pl.LightningModule, "task", required=True)
     parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)
+    parser.link_arguments("run.seed", "data.init_args.seed")  # one seed for everything
     arguments = [f"--{key}={value}" for key, value in (overrides or {}).items()]
     try:
         config = parser.parse_path(str(path))
         if arguments:
             config = parser.parse_args(arguments, namespace=config)
     except Exception as error:
-        raise SvdHubError(f"recipe {path}: {error}") from error
+        raise SvdHubError(f"recipe {path}: {_readable(error)}") from error
     return Recipe(
         name=config.name,
         summary=config.summary,
@@ -105,3 +114,10 @@ def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
         text=parser.dump(config),
         parser=parser,
     )
+
+
+def _readable(error: Exception) -> str:
+    """Return the parser's message on one line, without the other types that a value could have had."""
+    besides = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value")
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    return " ".join(line for line in lines if not line.startswith(besides)).strip()

@@ -13,7 +13,7 @@ from .. import checkpoint, models
 from ..errors import SvdHubError
 from ..preprocess import Preprocess
 from . import recipe as recipes
-from .engine import write_text
+from .saving import write_text
 
 GOLDEN_SEED = 20260
 
@@ -60,8 +60,7 @@ def publish_run(run: Path, name: str, folder: Path) -> dict[str, Any]:
     half = {k: v.half() if v.is_floating_point() else v for k, v in read.tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}.safetensors"
-    facts = {"entry": name, "architecture": record["architecture"], "options": record["options"], "recipe": recipe.name}
-    checkpoint.write(target, half, facts)
+    checkpoint.write(target, half, {**record, "entry": name, "recipe": recipe.name})
     model = models.build(record["architecture"], record["options"])
     model.load_state_dict(checkpoint.to_float32(checkpoint.read(target).tensors)[0])
     preprocess = Preprocess(**record["preprocess"])

@@ -1,7 +1,7 @@
 """What makes a run repeat to the bit, also after a kill: the order, the random numbers and the place in the epoch.
 
 Three rules: the order of an epoch is a function of (seed, epoch); a sample's augmentation is a function of
-(seed, epoch, index), whatever the worker; a step's random numbers are a function of (seed, step, rank).
+(seed, epoch, index), whatever the worker; a step's random numbers are a function of (seed, epoch, batch, rank).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..errors import OptionError, SvdHubError
+
 Place = tuple[int, int]  # (epoch, index of the sample)
 
 
@@ -23,54 +25,96 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 
 class EpochSampler(Sampler[Place]):
-    """Yields (epoch, index), in an order that depends on (seed, epoch) only, from `start` on, for one rank of many."""
+    """Yields (epoch, index), in an order that depends on (seed, epoch) only, for one rank of many.
 
-    def __init__(self, length: int, *, seed: int, shuffle: bool, rank: int = 0, world: int = 1) -> None:
+    All ranks get equally many, or they would wait for each other: shuffled, what does not divide is left out of this
+    epoch; in order, it is filled up from the front, so that place k of rank r is sample k * world + r.
+
+    Args:
+        length: of the data set.
+        seed, shuffle: of the order.
+        rank, world: this process among all.
+        epoch, start: where to begin: `start` samples of this rank's share of `epoch` are done.
+    """
+
+    def __init__(
+        self, length: int, *, seed: int, shuffle: bool, rank: int = 0, world: int = 1, epoch: int = 0, start: int = 0
+    ) -> None:
         self.length, self.seed, self.shuffle = length, seed, shuffle
         self.rank, self.world = rank, world
-        self.epoch, self.start = 0, 0
+        self.epoch, self.start = epoch, start
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of `epoch`; a second call for the same epoch keeps the place."""
+        """Go to the beginning of `epoch`; the epoch it is in keeps its place. Lightning calls this."""
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
     def __len__(self) -> int:
-        return self.length // self.world if self.shuffle else len(range(self.rank, self.length, self.world))
+        return self.length // self.world if self.shuffle else -(-self.length // self.world)
 
     def __iter__(self) -> Iterator[Place]:
         order = np.arange(self.length)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        mine = order[self.rank :: self.world][: len(self)]
+        mine = np.resize(order, len(self) * self.world)[self.rank :: self.world]
         for index in mine[self.start :]:
             yield self.epoch, int(index)
 
 
-class ResumableLoader(DataLoader[Any]):
-    """A DataLoader that goes on in the middle of an epoch: Lightning saves its place with the checkpoint."""
+class ResumableData(pl.LightningDataModule):
+    """A data module that goes on in the middle of an epoch: its place is saved with the checkpoint.
 
-    def __init__(self, dataset: Dataset[Any], *, sampler: EpochSampler, batch_size: int, **kwargs: Any) -> None:
-        super().__init__(dataset, sampler=sampler, batch_size=batch_size, **kwargs)
-        self.place = sampler
-        self.done = 0  # batches of this epoch that were trained on; prefetched ones do not count
+    The place cannot live in the loader, where Lightning looks for it: an optimiser's schedule asks for the number of
+    steps, which makes the loader and its iterator, before Lightning restores either.
+
+    Attributes:
+        place: (epoch, batches of it that were trained on) at which training begins; the saver keeps it up to date.
+    """
+
+    def __init__(self, *, batch_size: int, seed: int, workers: int = 0) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+            if value < least:
+                raise OptionError(f"{name}={value} is not allowed; allowed: {least} or more")
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.place = (0, 0)
 
     def state_dict(self) -> dict[str, int]:
-        """Return the place of the next batch."""
-        finished = self.done >= len(self)
-        return {
-            "epoch": self.place.epoch + finished,
-            "batches": 0 if finished else self.done,
-        }
+        return {"epoch": self.place[0], "batches": self.place[1]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to the saved place."""
-        self.place.epoch, self.done = state["epoch"], state["batches"]
-        self.place.start = state["batches"] * int(self.batch_size or 1)
+        self.place = (state["epoch"], state["batches"])
+
+    def loader(self, dataset: Dataset[Any], *, train: bool) -> DataLoader[Any]:
+        """Return the batches of a data set: shuffled and from `place` on for training, all in order for evaluation.
+
+        Raises:
+            SvdHubError: there is not one whole batch to train on.
+        """
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        length = len(dataset)  # type: ignore[arg-type]
+        epoch, batches = self.place if train else (0, 0)
+        sampler = EpochSampler(
+            length,
+            seed=self.seed,
+            shuffle=train,
+            rank=rank,
+            world=world,
+            epoch=epoch,
+            start=batches * self.batch_size,
+        )
+        if len(sampler) < (self.batch_size if train else 1):
+            raise SvdHubError(
+                f"{length} samples for {world} process(es) are not one batch of {self.batch_size}. "
+                "Next: more data, or --set data.init_args.batch_size=N"
+            )
+        return DataLoader(
+            dataset, sampler=sampler, batch_size=self.batch_size, num_workers=self.workers, drop_last=train
+        )
 
 
 class StepSeed(pl.Callback):
-    """Seeds torch before every step, and tells the loader how far the epoch has come."""
+    """Seeds torch before every step, so that dropout and its like do not depend on what was drawn before."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -78,19 +122,6 @@ class StepSeed(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Make the step's random numbers a function of (seed, step, rank)."""
-        torch.manual_seed(self.seed + 1_000_003 * trainer.global_step + trainer.global_rank)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Note the place before a checkpoint of this step is written."""
-        loader = trainer.train_dataloader
-        if isinstance(loader, ResumableLoader):
-            loader.done = batch_idx + 1
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A fresh epoch starts at its first batch."""
-        loader = trainer.train_dataloader
-        if isinstance(loader, ResumableLoader) and loader.place.start == 0:
-            loader.done = 0
+        """Make the step's random numbers a function of (seed, epoch, batch, rank)."""
+        words = np.random.SeedSequence((self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
+        torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ... import store
-from ...errors import SvdHubError
-from ..seeding import EpochSampler, Place, ResumableLoader, sample_generator
+from ...errors import OptionError, SvdHubError
+from ..seeding import Place, ResumableData, sample_generator
 from .packed import PackedImages, pack
 
 
@@ -28,6 +27,10 @@ class Phase:
 
     epochs: int
     size: int
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.size < 1:
+            raise OptionError(f"phase of {self.epochs} epochs at {self.size} px is not allowed; allowed: 1 or more")
 
 
 def random_resized_crop(
@@ -98,7 +101,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), int(self.images.labels[index])
 
 
-class ImageParquet(pl.LightningDataModule):
+class ImageParquet(ResumableData):
     """Train and validation splits of a Parquet image set.
 
     Args:
@@ -110,6 +113,7 @@ class ImageParquet(pl.LightningDataModule):
         eval_crop: side of the evaluation crop over the resized short side (224 / 256 for ImageNet, 1 = whole).
         workers: loader processes.
         val_split: name of the split that is evaluated.
+        seed: of order and augmentation; a recipe's is `run.seed`.
     """
 
     def __init__(
@@ -125,10 +129,15 @@ class ImageParquet(pl.LightningDataModule):
         val_split: str = "val",
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.folder, self.phases, self.batch_size, self.seed = folder, phases, batch_size, seed
+        super().__init__(batch_size=batch_size, seed=seed, workers=workers)
+        if not phases:
+            raise OptionError("phases=[] is not allowed; allowed: one or more of {epochs, size}")
+        if not 0 < scale[0] <= scale[1] <= 1 or not 0 < eval_crop <= 1:
+            raise OptionError(
+                f"scale={scale}, eval_crop={eval_crop} are not allowed; allowed: shares of the image, 0..1"
+            )
+        self.folder, self.phases, self.val_split = folder, phases, val_split
         self.scale, self.shuffle_planes, self.eval_crop = scale, shuffle_planes, eval_crop
-        self.workers, self.val_split = workers, val_split
 
     def setup(self, stage: str) -> None:
         """Pack what is not packed yet and read the class names."""
@@ -174,18 +183,10 @@ class ImageParquet(pl.LightningDataModule):
         """Return what identifies the data of this run."""
         return {"train": self.train_set.images.info, "val": self.val_set.images.info}
 
-    def _loader(self, dataset: Images, *, train: bool) -> ResumableLoader:
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        sampler = EpochSampler(len(dataset), seed=self.seed, shuffle=train, rank=rank, world=world)
-        return ResumableLoader(
-            dataset, sampler=sampler, batch_size=self.batch_size, num_workers=self.workers, drop_last=train
-        )
-
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Return the shuffled training batches."""
-        return self._loader(self.train_set, train=True)
+        return self.loader(self.train_set, train=True)
 
-    def val_dataloader(self) -> ResumableLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation batches, at the side length of the epoch."""
-        return self._loader(self.val_set, train=False)
+        return self.loader(self.val_set, train=False)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from rich.progress import track
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ...errors import SvdHubError
 from ...preprocess import Preprocess
-from ..seeding import EpochSampler, Place, ResumableLoader, sample_generator
+from ..console import bar
+from ..seeding import Place, ResumableData, sample_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,26 +31,37 @@ class Nodule:
     rating: int
 
 
+COLUMNS = ("name", "patient_id", "fold", "label", "Malignancy_value")
+
+
+def _nodule(row: dict[str, str], where: str) -> Nodule:
+    try:
+        return Nodule(
+            name=row["name"],
+            patient=row["patient_id"],
+            fold=int(row["fold"]),
+            label=int(row["label"]),
+            rating=int(float(row["Malignancy_value"])),
+        )
+    except (TypeError, ValueError) as error:
+        raise SvdHubError(f"{where}: fold, label and Malignancy_value must be numbers ({error})") from error
+
+
 def read_nodules(folder: Path) -> list[Nodule]:
     """Return the rows of `folder/nodules.csv`.
 
     Raises:
-        SvdHubError: no such file, or a patient in two folds.
+        SvdHubError: no such file or columns, a value that is no number, or a patient in two folds.
     """
     file = folder / "nodules.csv"
     if not file.is_file():
         raise SvdHubError(f"{file} does not exist. Next: --data FOLDER with nodules.csv, images/ and masks/")
     with file.open(newline="", encoding="utf-8") as handle:
-        rows = [
-            Nodule(
-                name=row["name"],
-                patient=row["patient_id"],
-                fold=int(row["fold"]),
-                label=int(row["label"]),
-                rating=int(float(row["Malignancy_value"])),
-            )
-            for row in csv.DictReader(handle)
-        ]
+        table = csv.DictReader(handle)
+        found = table.fieldnames or []
+        if missing := [column for column in COLUMNS if column not in found]:
+            raise SvdHubError(f"{file} has no columns {missing}; found: {list(found)}")
+        rows = [_nodule(row, f"{file}, line {table.line_num}") for row in table]
     folds: dict[str, int] = {}
     for row in rows:
         if folds.setdefault(row.patient, row.fold) != row.fold:
@@ -61,11 +71,23 @@ def read_nodules(folder: Path) -> list[Nodule]:
     return rows
 
 
+def crop_file(folder: Path, name: str) -> Path:
+    """Return where the crop of a nodule is; a name cannot lead out of the folder."""
+    return folder / "images" / f"{Path(name).name}.nii.gz"
+
+
 def read_crop(folder: Path, name: str) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Return a crop in HU as (D, H, W) and its spacing in mm (z, y, x)."""
+    """Return a crop in HU as (D, H, W) and its spacing in mm (z, y, x).
+
+    Raises:
+        SvdHubError: there is no such crop.
+    """
     import nibabel as nib
 
-    image = nib.load(folder / "images" / f"{Path(name).name}.nii.gz")
+    file = crop_file(folder, name)
+    if not file.is_file():
+        raise SvdHubError(f"{file} does not exist, though nodules.csv names it. Next: complete the folder")
+    image: Any = nib.load(file)
     x, y, z = (float(s) for s in image.header.get_zooms()[:3])
     return np.asarray(image.dataobj).transpose(2, 1, 0), (z, y, x)
 
@@ -94,7 +116,7 @@ class Crops(Dataset[tuple[Tensor, int]]):
         return x.contiguous(), self.labels[index]
 
 
-class LidcNodules(pl.LightningDataModule):
+class LidcNodules(ResumableData):
     """The nodules of some folds for training and of others for evaluation.
 
     Args:
@@ -103,6 +125,7 @@ class LidcNodules(pl.LightningDataModule):
         size: voxels of the cube at 1 mm that the network sees.
         margin: voxels of random shift in training, in all.
         window: HU, mapped to 0..255. Crops smaller than the cube are padded with its low end.
+        seed: of order and augmentation; a recipe's is `run.seed`.
     """
 
     def __init__(
@@ -117,14 +140,14 @@ class LidcNodules(pl.LightningDataModule):
         window: tuple[float, float] = (-1000.0, 400.0),
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size=batch_size, seed=seed)
         if leaked := set(train_folds) & set(val_folds):
             raise SvdHubError(f"folds {sorted(leaked)} are in training and in evaluation; allowed: each fold in one")
-        self.folder, self.train_folds, self.val_folds = folder, train_folds, val_folds
-        self.batch_size, self.size, self.margin, self.seed = batch_size, size, margin, seed
-        self.raw = Preprocess(
-            modality="CT", spacing=(1.0, 1.0, 1.0), window=window, scale=(0.0, 255.0), size=(size + margin,) * 3
+        self.folder, self.train_folds, self.val_folds, self.size = folder, train_folds, val_folds, size
+        self.exact = Preprocess(
+            modality="CT", spacing=(1.0, 1.0, 1.0), window=window, scale=(0.0, 255.0), size=(size,) * 3
         )
+        self.wide = replace(self.exact, size=(size + margin,) * 3)  # to shift in
 
     def _rows(self, folds: Sequence[int]) -> list[Nodule]:
         if self.folder is None:
@@ -136,10 +159,11 @@ class LidcNodules(pl.LightningDataModule):
 
     def _crops(self, folds: Sequence[int], *, train: bool) -> Crops:
         rows, folder = self._rows(folds), Path(self.folder or ".")
+        preprocess = self.wide if train else self.exact
         cubes = []
-        for row in track(rows, description="reading nodules", transient=True):
+        for row in bar(rows, "reading nodules"):
             array, spacing = read_crop(folder, row.name)
-            cubes.append(self.raw(array, spacing=spacing)[0])
+            cubes.append(preprocess(array, spacing=spacing)[0])
         return Crops(torch.stack(cubes), [r.label for r in rows], size=self.size, train=train, seed=self.seed)
 
     def setup(self, stage: str) -> None:
@@ -156,7 +180,7 @@ class LidcNodules(pl.LightningDataModule):
 
     def preprocess(self, *, mean: float, std: float) -> dict[str, Any]:
         """Return the entry's `Preprocess` arguments."""
-        return {**asdict(self.raw), "size": (self.size,) * 3, "mean": mean, "std": std}
+        return {**asdict(self.exact), "mean": mean, "std": std}
 
     def class_names(self) -> tuple[str, ...]:
         """Return the names of the two classes."""
@@ -164,15 +188,16 @@ class LidcNodules(pl.LightningDataModule):
 
     def fingerprint(self) -> dict[str, object]:
         """Return what identifies the data of this run."""
-        text = (Path(self.folder or ".") / "nodules.csv").read_bytes()
-        return {"nodules.csv": hashlib.sha256(text).hexdigest(), "train": self.train_folds, "val": self.val_folds}
+        folder = Path(self.folder or ".")
+        digest = hashlib.sha256((folder / "nodules.csv").read_bytes())
+        for row in self._rows([*self.train_folds, *self.val_folds]):
+            digest.update(crop_file(folder, row.name).read_bytes())
+        return {"sha256": digest.hexdigest(), "train_folds": self.train_folds, "val_folds": self.val_folds}
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Return the shuffled, augmented batches."""
-        sampler = EpochSampler(len(self.train_set), seed=self.seed, shuffle=True)
-        return ResumableLoader(self.train_set, sampler=sampler, batch_size=self.batch_size, drop_last=True)
+        return self.loader(self.train_set, train=True)
 
-    def val_dataloader(self) -> ResumableLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Return the centre crops."""
-        sampler = EpochSampler(len(self.val_set), seed=self.seed, shuffle=False)
-        return ResumableLoader(self.val_set, sampler=sampler, batch_size=self.batch_size)
+        return self.loader(self.val_set, train=False)

@@ -10,17 +10,18 @@ import hashlib
 import io
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from rich.progress import track
 
+from ... import store
 from ...errors import SvdHubError
+from ..console import bar
+from ..saving import write_text
 
 
 def shards_of(folder: Path, split: str) -> list[Path]:
@@ -71,47 +72,89 @@ class PackedImages:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """Return image `index`, decoded, in RGB (grey ones repeated)."""
+        """Return image `index`, decoded, in RGB (grey ones repeated).
+
+        Raises:
+            SvdHubError: its bytes are not a picture.
+        """
         start, end = self._offsets[index], self._offsets[index + 1]
-        return Image.open(io.BytesIO(self._blob[start:end].tobytes())).convert("RGB")
+        try:
+            return Image.open(io.BytesIO(self._blob[start:end].tobytes())).convert("RGB")
+        except OSError as error:
+            raise SvdHubError(
+                f"image {index} of split {self.info['split']} ({end - start} bytes) cannot be decoded: {error}. "
+                "Next: repair or leave out that row of the data set"
+            ) from error
+
+
+def _opened(shard: Path) -> pq.ParquetFile:
+    """Return a shard with the columns it must have: image (a struct with its encoded bytes) and label (an integer)."""
+    try:
+        file = pq.ParquetFile(shard)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise SvdHubError(f"{shard} cannot be read as Parquet: {error}. Next: fetch that shard again") from error
+    schema = file.schema_arrow
+    if missing := {"image", "label"} - set(schema.names):
+        raise SvdHubError(f"{shard} has no columns {sorted(missing)}; found: {schema.names}")
+    image, label = schema.field("image").type, schema.field("label").type
+    if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0 or not pa.types.is_integer(label):
+        raise SvdHubError(
+            f"{shard}: columns image ({image}) and label ({label}) are not allowed; "
+            "allowed: image a struct with its encoded bytes, label an integer"
+        )
+    return file
 
 
 def _rows(shards: list[Path]) -> Iterator[tuple[bytes, int]]:
     for shard in shards:
-        file = pq.ParquetFile(shard)
-        missing = {"image", "label"} - set(file.schema_arrow.names)
-        if missing:
-            raise SvdHubError(f"{shard} has no columns {sorted(missing)}; found: {file.schema_arrow.names}")
-        for batch in file.iter_batches(batch_size=256, columns=["image", "label"]):
-            images = batch.column("image").field("bytes")
-            yield from zip((b.as_buffer().to_pybytes() for b in images), batch.column("label").to_pylist(), strict=True)
+        with _opened(shard) as file:
+            for batch in file.iter_batches(batch_size=256, columns=["image", "label"]):
+                images, labels = batch.column("image").field("bytes"), batch.column("label")
+                if images.null_count or labels.null_count:
+                    raise SvdHubError(f"{shard} has rows without image or label; allowed: both in each row")
+                yield from zip((b.as_buffer().to_pybytes() for b in images), labels.to_pylist(), strict=True)
 
 
 def pack(folder: Path, split: str, cache: Path) -> PackedImages:
     """Return the packed form of a split, made in `cache` the first time.
 
-    It is written beside and moved into place; a killed packing leaves nothing that looks finished.
+    It is made elsewhere and moved into place; a killed packing leaves nothing that looks finished.
+
+    Raises:
+        SvdHubError: no shards, or shards of another form.
     """
     shards = shards_of(folder, split)
     key = fingerprint(shards)
     target = cache / f"{split}-{key[:16]}"
     if not (target / "set.json").is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=cache, prefix=".packing-"))
-        try:
-            total = sum(pq.ParquetFile(s).metadata.num_rows for s in shards)
-            offsets, labels, end = [0], [], 0
-            with (work / "images.bin").open("wb") as blob:
-                for data, label in track(_rows(shards), total=total, description=f"packing {split}", transient=True):
-                    end += blob.write(data)
-                    offsets.append(end)
-                    labels.append(label)
-            np.save(work / "offsets.npy", np.asarray(offsets, dtype=np.int64))
-            np.save(work / "labels.npy", np.asarray(labels, dtype=np.int64))
-            (work / "set.json").write_text(json.dumps({"fingerprint": key, "images": total, "split": split}))
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(work, target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        with store.workdir() as work:
+            made = work / target.name
+            made.mkdir()
+            _write(made, shards, {"fingerprint": key, "split": split})
+            try:
+                os.replace(made, target)
+            except OSError:
+                if not (target / "set.json").is_file():  # else another process was faster; its folder is as good
+                    raise
     return PackedImages(target)
+
+
+def _write(folder: Path, shards: list[Path], info: dict[str, object]) -> None:
+    """Write the four files of a packed set; `set.json` comes last."""
+    total = 0
+    for shard in shards:
+        with _opened(shard) as file:
+            total += file.metadata.num_rows
+    if not total:
+        raise SvdHubError(f"the shards of {shards[0].parent} hold no rows. Next: fetch them again")
+    offsets, labels = [0], []
+    with (folder / "images.bin").open("wb") as blob:
+        for data, label in bar(_rows(shards), f"packing {info['split']}", total=total):
+            offsets.append(offsets[-1] + blob.write(data))
+            labels.append(label)
+        blob.flush()
+        os.fsync(blob.fileno())
+    np.save(folder / "offsets.npy", np.asarray(offsets, dtype=np.int64))
+    np.save(folder / "labels.npy", np.asarray(labels, dtype=np.int64))
+    write_text(folder / "set.json", json.dumps({**info, "images": total}))

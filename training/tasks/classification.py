@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import OptionError
+from ...errors import SvdHubError
 from ...models import build
 from ...variable_dimension import PRETRAIN_MEAN, PRETRAIN_STD, rgb_to_depth
 from ..precision import guard_cpu_bf16
@@ -23,7 +23,8 @@ class Network:
     """The network of a run: an architecture with its options, and what it starts from.
 
     Attributes:
-        init: "none" or the name of an entry, whose weights and options are then taken (the options here win).
+        init: "none", or an entry (or a file that `svd_hub.save` wrote) whose weights it starts from; `options` may
+            change what does not belong to these weights.
         form: how a batch reaches it: "pseudo3d" (N,3,H,W -> N,1,3,H,W), "planar" (a 2D twin), "volume" (as it is).
         memory: "channels_last" where it is faster (pre-training on a CPU: 1.13x).
     """
@@ -54,14 +55,18 @@ class Optimiser:
 
 
 def build_network(network: Network) -> nn.Module:
-    """Return the network, initialised as it says."""
+    """Return the network, initialised as it says, in training mode.
+
+    Raises:
+        SvdHubError: no such architecture, option or entry.
+    """
     if network.architecture == "resnet2d":
         return ResNet2D(**network.options)
     if network.init == "none":
         return build(network.architecture, network.options)
     from ...hub import load
 
-    return load(network.init, **network.options)
+    return load(network.init, **network.options).train()  # it loads for evaluation, and Lightning keeps what it finds
 
 
 class Classification(pl.LightningModule):
@@ -91,6 +96,7 @@ class Classification(pl.LightningModule):
             layout = torch.channels_last if network.form == "planar" else torch.channels_last_3d
             self.network.to(memory_format=layout)  # type: ignore[call-overload]
         self.validation: list[tuple[Tensor, Tensor]] = []
+        self.sums = torch.zeros(3)  # of this epoch's training batches: loss, hits, images
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of a raw batch: (N, 3, H, W) images on 0..255 or (N, 1, D, H, W) volumes."""
@@ -103,13 +109,28 @@ class Classification(pl.LightningModule):
         logits = self(x)
         loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}). "
-                "Next: lower the learning rate, or precision 32-true"
+            raise SvdHubError(
+                f"loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}): "
+                "the run is stopped, its last checkpoint is from before. "
+                "Next: a lower task.init_args.optimiser.lr, or run.precision=32-true"
             )
-        top1 = (logits.detach().argmax(1) == label).float().mean()
-        self.log_dict({"train/loss": loss.detach(), "train/top1": top1}, on_epoch=True, on_step=False, prog_bar=True)
+        hits = (logits.detach().argmax(1) == label).sum()
+        self.sums += torch.stack([loss.detach() * len(label), hits, hits.new_tensor(len(label))]).to(self.sums)
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means of the epoch; Lightning's own would begin again where a run goes on in the middle of one."""
+        loss, hits, count = self.sums.tolist()
+        self.sums.zero_()
+        self.log_dict({"train/loss": loss / count, "train/top1": hits / count}, sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the sums of an epoch that is not over."""
+        checkpoint["sums"] = self.sums.tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.sums = torch.tensor(checkpoint["sums"])
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Keep logits and labels; the metrics are of the whole set, not means of batches."""
@@ -120,10 +141,9 @@ class Classification(pl.LightningModule):
         """Log the metrics of the whole validation set."""
         from ..evaluation import classification_metrics
 
-        logits = torch.cat([logit for logit, _ in self.validation])
-        label = torch.cat([one for _, one in self.validation])
+        logits, labels = (torch.cat(parts) for parts in zip(*self.validation, strict=True))
         self.validation.clear()
-        self.log_dict({f"val/{k}": v for k, v in classification_metrics(logits, label).items()}, prog_bar=True)
+        self.log_dict({f"val/{k}": v for k, v in classification_metrics(logits, labels).items()})
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser with its per-step schedule."""
@@ -137,10 +157,8 @@ class Classification(pl.LightningModule):
             made: torch.optim.Optimizer = torch.optim.SGD(
                 groups, lr=rule.lr, momentum=rule.momentum, nesterov=rule.nesterov
             )
-        elif rule.name == "adamw":
-            made = torch.optim.AdamW(groups, lr=rule.lr)
         else:
-            raise OptionError(f"optimiser {rule.name!r} is not allowed; allowed: sgd, adamw")
+            made = torch.optim.AdamW(groups, lr=rule.lr)
         steps = int(self.trainer.estimated_stepping_batches)
         rise = max(1, round(rule.warmup * steps))
 

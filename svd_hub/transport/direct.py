@@ -1,21 +1,15 @@
-"""Bringing one upstream file into a folder: direct links, Google Drive, the Hugging Face Hub, a mirror.
-
-This file does; `store.py` decides, checks the hash and keeps the cache. Nothing here trusts what a server sends:
-the size is limited, redirects are restricted and the file appears under its name only when it is complete.
-"""
+"""Direct links: one file over http or https, resumed where it broke off, complete or not at all."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import email.utils
-import errno
 import http.client
 import os
 import random
 import re
 import secrets
-import shutil
 import socket
 import ssl
 import sys
@@ -28,7 +22,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
-from .errors import DownloadError, OptionError
+from ..errors import DownloadError
+from .failures import MissingError, folder_error, stop_if_offline
+from .links import public_url
 
 CHUNK = 1 << 18
 REDIRECTS = 10
@@ -36,57 +32,6 @@ LONGEST_PAUSE = 60.0  # seconds; also the most a Retry-After is obeyed for
 WRONG_FILE_SIZE = 1 << 20  # an error page may be this long although a smaller file was promised: it is named afterwards
 Pause = Callable[[float], object]
 Advance = Callable[[int, int | None], None]
-
-
-class MissingError(DownloadError):
-    """The server answers and does not give the file (403, 404, 410)."""
-
-
-class FolderError(DownloadError):
-    """The folder on this machine cannot be written."""
-
-
-def offline() -> bool:
-    """True where HF_HUB_OFFLINE or SVD_HUB_OFFLINE asks that no socket is opened."""
-    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in _OFFLINE)
-
-
-_OFFLINE = ("HF_HUB_OFFLINE", "SVD_HUB_OFFLINE")
-
-
-def _stop_if_offline(what: str, hint: str) -> None:
-    if offline():
-        names = " and ".join(name for name in _OFFLINE if os.environ.get(name))
-        raise DownloadError(f"{what} is not on this machine and {names} forbids the network. Next: unset it, or {hint}")
-
-
-def folder_error(folder: Path, error: OSError) -> FolderError:
-    """Say which folder cannot be written, why, and how to choose another."""
-    why = error.strerror or type(error).__name__
-    todo = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it a writable folder"
-    return FolderError(f"cannot write in {folder}: {why}. Next: {todo}, or set SVD_HUB_HOME to another folder")
-
-
-def public_url(url: str) -> str:
-    """Return `url` as it may be shown: no user, password, query or fragment (Google Drive's file id is public)."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    query = "&".join(q for q in parts.query.split("&") if q.startswith("id=")) if host.endswith(".google.com") else ""
-    return urlunsplit((parts.scheme, host, parts.path, query, ""))
-
-
-def gdrive_url(file_id: str) -> str:
-    """Return Google Drive's direct link of a file; `confirm=t` passes the page "too large to scan for viruses".
-
-    Raises:
-        OptionError: not a file id.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", file_id):
-        raise OptionError(f"Google Drive file id {file_id!r} is not allowed; allowed: letters, digits, '_' and '-'")
-    return f"https://drive.usercontent.google.com/download?id={file_id}&export=download&confirm=t"
-
-
-# ---- direct links --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -163,7 +108,7 @@ def download(
         MissingError: 403, 404 or 410. FolderError: the folder cannot be written. DownloadError: all else.
     """
     hint = hint or f"fetch the file by hand and save it as {target.name}"
-    _stop_if_offline(public_url(url), hint)
+    stop_if_offline(public_url(url), hint)
     limit = min(max_size, max(expected_size, WRONG_FILE_SIZE)) if expected_size else max_size
     part = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
     try:
@@ -347,124 +292,3 @@ def _progress_bar(name: str, total: int, *, shown: bool) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(name, total=total or None)
         yield lambda done, size: bar.update(task, completed=done, total=size or total or None)
-
-
-# ---- the Hugging Face Hub ------------------------------------------------------------------------------------------
-
-
-def _check_revision(repo: str, revision: str) -> None:
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise OptionError(f"revision {revision!r} of {repo} is not allowed; allowed: a commit of 40 hex digits")
-
-
-def hf_cached(repo: str, revision: str, file: str) -> Path | None:
-    """Return the file of that commit in huggingface_hub's own cache, or None. Opens no socket."""
-    _check_revision(repo, revision)
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repo, file, revision=revision)
-    return Path(found) if isinstance(found, str) else None
-
-
-def hf_download(repo: str, revision: str, file: str, folder: Path, *, progress: bool = True, hint: str = "") -> Path:
-    """Bring `file` of a pinned commit into `folder`, through huggingface_hub and under its settings.
-
-    HF_ENDPOINT, HF_HOME, HF_TOKEN, the proxies and the retries are huggingface_hub's own. Its cache is neither read
-    (a damaged file there would come back again and again; see `hf_cached`) nor written (it would keep a pickle).
-
-    Raises:
-        MissingError: no such repository, commit or file. FolderError, DownloadError: see `download`.
-    """
-    _check_revision(repo, revision)
-    hint = hint or f"fetch the file by hand and save it as {Path(file).name}"
-    _stop_if_offline(f"{file} of {repo}", hint)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Quiet(tqdm):  # the library itself is quiet where stderr is no terminal
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "disable": True})
-
-    room = folder / f"hf-{secrets.token_hex(8)}"
-    try:
-        room.mkdir()
-        path = hf_hub_download(
-            repo,
-            file,
-            revision=revision,
-            local_dir=room / "file",
-            cache_dir=room / "no-cache",
-            library_name="svd_hub",
-            tqdm_class=None if progress else Quiet,
-        )
-        target = folder / Path(file).name
-        os.replace(path, target)
-        return target
-    except Exception as error:  # the library has a dozen kinds, its HTTP library another dozen
-        raise _hf_error(error, repo, revision, file, folder, hint) from error
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
-
-
-def _hf_error(error: Exception, repo: str, revision: str, file: str, folder: Path, hint: str) -> DownloadError:
-    from huggingface_hub import errors as hf
-
-    where = f"{file} of {repo} at {revision[:12]}"
-    response = getattr(error, "response", None)
-    status = f"HTTP {response.status_code}, " if response is not None else ""
-    if isinstance(error, hf.GatedRepoError):
-        link = f"https://huggingface.co/{repo}"
-        return DownloadError(
-            f"{where}: {status}the repository is gated. Next: accept its conditions at {link} and set HF_TOKEN"
-        )
-    if isinstance(error, hf.LocalEntryNotFoundError | hf.OfflineModeIsEnabled):
-        cause = error.__cause__
-        why = f" ({type(cause).__name__})" if cause else ""
-        endpoint = f" HF_ENDPOINT is {public_url(os.environ['HF_ENDPOINT'])}." if os.environ.get("HF_ENDPOINT") else ""
-        return DownloadError(f"{where}: the Hub cannot be reached{why}.{endpoint} Next: check the network, or {hint}")
-    for kind, words in (
-        (hf.RevisionNotFoundError, "no such commit"),
-        (hf.EntryNotFoundError, "no such file in this commit"),
-        (hf.RepositoryNotFoundError, "no such repository, or it is private and HF_TOKEN is not set"),
-    ):
-        if isinstance(error, kind):
-            return MissingError(f"{where}: {status}{words}. Next: {hint}")
-    if response is None and isinstance(error, OSError) and error.errno in _FOLDER_ERRNOS:
-        return folder_error(folder, error)
-    return DownloadError(f"{where}: {status}{type(error).__name__} in huggingface_hub. Next: try again, or {hint}")
-
-
-_FOLDER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-
-
-# ---- mirrors -------------------------------------------------------------------------------------------------------
-
-
-def mirror() -> Path | str | None:
-    """Return SVD_HUB_MIRROR: a folder (a path or a file: URL), the base URL of a server, or None.
-
-    Raises:
-        OptionError: another scheme, or a file: URL of another machine.
-    """
-    value = os.environ.get("SVD_HUB_MIRROR", "").strip()
-    parts = urlsplit(value)
-    if not value:
-        return None
-    if parts.scheme in ("http", "https"):
-        return value
-    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return Path(urllib.request.url2pathname(parts.path))
-    if "://" in value or parts.scheme == "file":
-        raise OptionError(
-            f"SVD_HUB_MIRROR={public_url(value)!r} is not allowed; allowed: a folder, file:///folder, http(s)://host/folder"
-        )
-    return Path(value).expanduser()
-
-
-def mirror_urls(base: str, name: str, file: str) -> list[str]:
-    """Return where a mirror server may have `file` of the entry `name`: <base>/<name>/<file>, then <base>/<file>."""
-    parts = urlsplit(base)
-    folder = parts.path.rstrip("/")
-    return [
-        urlunsplit(parts._replace(path=f"{folder}/{tail}")) for tail in (f"{quote(name)}/{quote(file)}", quote(file))
-    ]

@@ -1,4 +1,4 @@
-"""Laws of svd_hub.transport: a file arrives complete or not at all, and every failure says what a person can do."""
+"""Laws of svd_hub.transport.direct: a file arrives complete or not at all, every failure says what a person can do."""
 
 from __future__ import annotations
 
@@ -9,36 +9,20 @@ import os
 import random
 import socket
 import ssl
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import servers
+from helpers_store import COMMIT
 
 from svd_hub import transport
-from svd_hub.errors import DownloadError, OptionError
+from svd_hub.errors import DownloadError
+from svd_hub.transport import direct
 
-ROOT = Path(__file__).resolve().parents[1]
 BODY = random.Random(0).randbytes(300_000)
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture(autouse=True)
-def quiet_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in list(os.environ):
-        if name.upper().endswith("_PROXY") or name.startswith(("HF_", "SVD_HUB_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("SVD_HUB_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def server() -> Iterator[servers.Server]:
-    with servers.Server() as running:
-        yield running
 
 
 class Pauses(list[float]):
@@ -170,7 +154,7 @@ def test_server_error_for_ever(server: servers.Server, tmp_path: Path) -> None:
     assert len(server.gets()) == 4
 
 
-@pytest.mark.parametrize(("value", "seconds"), [("7", 7.0), ("100000", transport.LONGEST_PAUSE)])
+@pytest.mark.parametrize(("value", "seconds"), [("7", 7.0), ("100000", direct.LONGEST_PAUSE)])
 def test_retry_after(server: servers.Server, tmp_path: Path, value: str, seconds: float) -> None:
     url = server.add("/a", servers.status(429, headers={"Retry-After": value}), servers.ok(BODY))
     pauses = Pauses()
@@ -183,7 +167,7 @@ def test_retry_after_as_a_date(server: servers.Server, tmp_path: Path) -> None:
     url = server.add("/a", *[servers.status(429, headers={"Retry-After": v}) for v in (far, "soon")], servers.ok(BODY))
     pauses = Pauses()
     get(url, tmp_path, pause=pauses)
-    assert pauses[0] == transport.LONGEST_PAUSE
+    assert pauses[0] == direct.LONGEST_PAUSE
     assert pauses[1] < 2
 
 
@@ -243,7 +227,7 @@ def test_other_failures(
         count.append(1)
         raise failure
 
-    monkeypatch.setattr(transport, "_open", raises)
+    monkeypatch.setattr(direct, "_open", raises)
     error = fails("https://example.invalid/a", tmp_path, attempts=2)
     assert words in str(error)
     assert "secret" not in str(error)
@@ -282,7 +266,7 @@ def test_redirects_are_followed(server: servers.Server, tmp_path: Path) -> None:
 
 def test_redirects_end(server: servers.Server, tmp_path: Path) -> None:
     assert "redirects" in str(fails(server.add("/a", servers.redirect("/a")), tmp_path))
-    assert len(server.gets()) == transport.REDIRECTS + 1
+    assert len(server.gets()) == direct.REDIRECTS + 1
 
 
 @pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/a", "gopher://x", "data:,x"])
@@ -293,8 +277,8 @@ def test_redirect_elsewhere_is_refused(server: servers.Server, tmp_path: Path, p
 
 def test_redirect_to_plain_http_is_refused() -> None:
     with pytest.raises(DownloadError, match=r"from https to http example\.org refused"):
-        transport._redirected("https://example.org/a?token=s3cret", "http://example.org/a?token=s3cret")
-    assert transport._redirected("http://a/", "https://b/") == "https://b/"
+        direct._redirected("https://example.org/a?token=s3cret", "http://example.org/a?token=s3cret")
+    assert direct._redirected("http://a/", "https://b/") == "https://b/"
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/a", "/etc/passwd", "http:///nohost"])
@@ -331,7 +315,7 @@ def test_interrupt_leaves_nothing(server: servers.Server, tmp_path: Path, monkey
         assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transport._Transfer, "write", interrupt)
+    monkeypatch.setattr(direct._Transfer, "write", interrupt)
     with pytest.raises(KeyboardInterrupt):
         get(server.add("/a", servers.ok(BODY)), tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -357,8 +341,8 @@ def test_folder_that_cannot_be_written(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_full_disk(server: servers.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "_create", lambda part: open("/dev/full", "wb", buffering=0))  # noqa: SIM115 - the caller closes it
-    monkeypatch.setattr(transport._Transfer, "rewind", lambda self: None)
+    monkeypatch.setattr(direct, "_create", lambda part: open("/dev/full", "wb", buffering=0))  # noqa: SIM115 - the caller closes it
+    monkeypatch.setattr(direct._Transfer, "rewind", lambda self: None)
     error = fails(server.add("/a", servers.ok(BODY)), tmp_path)
     assert isinstance(error, transport.FolderError)
     assert "No space left" in str(error)
@@ -390,167 +374,3 @@ def test_progress_only_on_a_terminal(
     out, err = capsys.readouterr()
     assert out == ""
     assert "model.pth" in err
-
-
-def test_gdrive_url() -> None:
-    assert transport.gdrive_url("1-a_B") == (
-        "https://drive.usercontent.google.com/download?id=1-a_B&export=download&confirm=t"
-    )
-    assert transport.public_url(transport.gdrive_url("abc")).endswith("/download?id=abc")
-
-
-@pytest.mark.parametrize("file_id", ["", "a b", "a&b=c", "../x", "a/b", "a\n"])
-def test_gdrive_id_is_checked(file_id: str) -> None:
-    with pytest.raises(OptionError, match="file id"):
-        transport.gdrive_url(file_id)
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("", None),
-        ("/srv/mirror", Path("/srv/mirror")),
-        ("file:///srv/a%20b", Path("/srv/a b")),
-        ("file://localhost/srv", Path("/srv")),
-        ("https://host/base", "https://host/base"),
-    ],
-)
-def test_mirror(monkeypatch: pytest.MonkeyPatch, value: str, expected: Path | str | None) -> None:
-    monkeypatch.setenv("SVD_HUB_MIRROR", value)
-    assert transport.mirror() == expected
-
-
-@pytest.mark.parametrize("value", ["ftp://host/x", "s3://bucket", "file://other/srv"])
-def test_mirror_of_another_kind(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("SVD_HUB_MIRROR", value)
-    with pytest.raises(OptionError, match="SVD_HUB_MIRROR"):
-        transport.mirror()
-
-
-def test_mirror_urls() -> None:
-    assert transport.mirror_urls("https://h/base/?key=1", "net@2", "a b.pth") == [
-        "https://h/base/net%402/a%20b.pth?key=1",
-        "https://h/base/a%20b.pth?key=1",
-    ]
-
-
-# ---- the Hugging Face Hub: in subprocesses, because it reads its variables once, at import --------------------------
-
-HF = """
-import sys
-from pathlib import Path
-from svd_hub import transport
-from svd_hub.errors import DownloadError
-sys.stderr.isatty = lambda: True
-repo, revision, file, folder = sys.argv[1:]
-try:
-    found = transport.hf_cached(repo, revision, file)
-    path = transport.hf_download(repo, revision, file, Path(folder), progress=False)
-except DownloadError as error:
-    print(type(error).__name__, error)
-else:
-    print("cached", found, "path", path)
-"""
-
-
-def hf(server: servers.Server, tmp_path: Path, file: str = "model.pth", **env: str) -> str:
-    folder = tmp_path / "work"
-    folder.mkdir(exist_ok=True)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    done = subprocess.run(
-        [sys.executable, "-c", HF, "org/net", COMMIT, file, str(folder)],
-        env={
-            **clean,
-            "HF_ENDPOINT": server.base,
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            **env,
-        },
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "model.pth" not in done.stderr, "a progress bar that nobody asked for"
-    return done.stdout.strip()
-
-
-@pytest.mark.parametrize("env", [{}, {"HF_HUB_DISABLE_XET": "1"}], ids=["xet", "no-xet"])
-def test_hf(server: servers.Server, tmp_path: Path, env: dict[str, str]) -> None:
-    server.add_hf("org/net", COMMIT, "model.pth", BODY)
-    assert hf(server, tmp_path, **env) == f"cached None path {tmp_path / 'work' / 'model.pth'}"
-    assert (tmp_path / "work" / "model.pth").read_bytes() == BODY
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["model.pth"]
-    assert not list((tmp_path / "hf").rglob("*.pth")), "a pickle landed in huggingface_hub's cache"
-
-
-def test_hf_file_in_a_folder(server: servers.Server, tmp_path: Path) -> None:
-    server.add_hf("org/net", COMMIT, "models/model.pth", BODY)
-    assert hf(server, tmp_path, "models/model.pth").endswith("work/model.pth")
-
-
-def test_hf_gated(server: servers.Server, tmp_path: Path) -> None:
-    server.add_hf("org/net", COMMIT, "model.pth", BODY, gated=True)
-    told = hf(server, tmp_path)
-    assert all(words in told for words in ("gated", "https://huggingface.co/org/net", "HF_TOKEN", "HTTP 403"))
-
-
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [("RevisionNotFound", "no such commit"), ("EntryNotFound", "no such file"), ("RepoNotFound", "no such repository")],
-)
-def test_hf_missing(server: servers.Server, tmp_path: Path, code: str, words: str) -> None:
-    server.add(f"/org/net/resolve/{COMMIT}/model.pth", servers.status(404, headers={"X-Error-Code": code}))
-    told = hf(server, tmp_path)
-    assert told.startswith("MissingError")
-    assert words in told
-    assert "Next: " in told
-
-
-def test_hf_endpoint_that_is_no_hub(server: servers.Server, tmp_path: Path) -> None:
-    server.add(f"/org/net/resolve/{COMMIT}/model.pth", servers.ok(BODY))
-    told = hf(server, tmp_path)
-    assert "cannot be reached" in told
-    assert server.base in told
-    assert "by hand" in told
-
-
-def test_hf_cached_opens_no_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    file = tmp_path / "models--org--net" / "snapshots" / COMMIT / "model.pth"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(BODY)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(socket, "socket", None)
-    assert transport.hf_cached("org/net", COMMIT, "model.pth") == file
-    assert transport.hf_cached("org/net", COMMIT[::-1], "model.pth") is None
-
-
-@pytest.mark.parametrize(
-    "failure", [OSError(errno.ENOSPC, "No space left on device"), ConnectionError("x"), KeyError("x")]
-)
-def test_hf_other_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
-    import huggingface_hub
-
-    def raises(*_: Any, **__: Any) -> None:
-        raise failure
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", raises)
-    with pytest.raises(DownloadError, match="Next: ") as caught:
-        transport.hf_download("org/net", COMMIT, "model.pth", tmp_path)
-    assert isinstance(caught.value, transport.FolderError) == (getattr(failure, "errno", None) == errno.ENOSPC)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("revision", ["main", "", COMMIT[:39], COMMIT.upper(), COMMIT + "\n"])
-def test_hf_revision_is_pinned(tmp_path: Path, revision: str) -> None:
-    with pytest.raises(OptionError, match="40 hex"):
-        transport.hf_download("org/net", revision, "model.pth", tmp_path)
-
-
-def test_imports_are_light() -> None:
-    code = "import sys, svd_hub.store; print(sorted({'torch', 'huggingface_hub', 'rich', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,101 @@
+"""python benchmarks/lidc_finetune.py DATA [--final]: LIDC malignancy from pre-training, from scratch, and by volume alone.
+
+Without --final: folds 0-2 only, two folds against the third in turn, every arm with every learning rate and seed; the
+rate with the best mean AUC is each arm's choice. With --final: each arm once more with its choice on folds 0-2, and
+fold 3 opened. Every run is `svd-hub train resnet3d18w16_lidc` with other settings; the JSON keeps them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+from facts import RESULTS, keep
+
+RECIPE = "resnet3d18w16_lidc"
+ARMS = {"scratch": "none", "pretrained": "resnet3d18w16_tinyimagenet"}
+RATES = (3e-4, 1e-3, 3e-3)
+INNER = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
+
+
+def run(data: Path, arm: str, rate: float, seed: int, train: list[int], val: int, folder: Path) -> dict[str, Any]:
+    """Train once; return the last epoch's metrics."""
+    from svd_hub.training import engine
+
+    settings = {
+        "run.seed": seed,
+        "data.init_args.seed": seed,
+        "task.init_args.network.init": ARMS[arm],
+        "task.init_args.optimiser.lr": rate,
+        "data.init_args.folder": str(data),
+        "data.init_args.train_folds": json.dumps(train),
+        "data.init_args.val_folds": json.dumps([val]),
+    }
+    place = folder / f"{arm}-{rate}-{seed}-{val}"
+    engine.train(RECIPE, run=place, overrides=settings, progress=False)
+    row = json.loads((place / "log.jsonl").read_text().splitlines()[-1])
+    return {"arm": arm, "lr": rate, "seed": seed, "train": train, "val": val, "auc": row["val/auc"], "top1": row["val/top1"]}
+
+
+def volume_auc(data: Path, fold: int) -> float:
+    """Return the AUC of the mask's volume in mm3 alone."""
+    from svd_hub.training.data.lidc import read_nodules
+    from svd_hub.training.evaluation import auc
+
+    rows = [r for r in read_nodules(data) if r.fold == fold and r.label >= 0]
+    volumes = []
+    for row in rows:
+        mask = nib.load(data / "masks" / f"{row.name}.nii.gz")
+        x, y, z = mask.header.get_zooms()[:3]
+        volumes.append(float((mask.get_fdata() > 0).sum() * x * y * z))
+    return auc(volumes, [r.label for r in rows])
+
+
+def choose(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return each arm's learning rate with the best mean inner AUC."""
+    chosen = {}
+    for arm in ARMS:
+        means = {r: statistics.mean(x["auc"] for x in runs if x["arm"] == arm and x["lr"] == r) for r in RATES}
+        best = max(means, key=lambda r: means[r])
+        chosen[arm] = {"lr": best, "inner_auc": round(means[best], 4), "all": {str(r): round(m, 4) for r, m in means.items()}}
+    return chosen
+
+
+def main() -> None:
+    """Run what was asked for and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--final", action="store_true", help="open fold 3, once")
+    parser.add_argument("--seeds", type=int, default=2)
+    args = parser.parse_args()
+    data = args.data.absolute()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if not args.final:
+            runs = []
+            for first, second, val in INNER:
+                for arm in ARMS:
+                    for rate in RATES:
+                        for seed in range(args.seeds):
+                            runs.append(run(data, arm, rate, seed, [first, second], val, folder))
+                            print(json.dumps(runs[-1]), flush=True)
+            baseline = {str(fold): round(volume_auc(data, fold), 4) for fold in range(3)}
+            keep("lidc_inner", {"recipe": RECIPE, "chosen": choose(runs), "volume_auc": baseline, "runs": runs})
+            return
+        chosen = json.loads((RESULTS / "lidc_inner.json").read_text())["chosen"]
+        runs = []
+        for arm in ARMS:
+            for seed in range(args.seeds):
+                runs.append(run(data, arm, chosen[arm]["lr"], seed, [0, 1, 2], 3, folder))
+                print(json.dumps(runs[-1]), flush=True)
+        means = {arm: round(statistics.mean(r["auc"] for r in runs if r["arm"] == arm), 4) for arm in ARMS}
+        keep("lidc_fold3", {"recipe": RECIPE, "auc": means, "volume_auc": round(volume_auc(data, 3), 4), "runs": runs})
+
+
+if __name__ == "__main__":
+    main()

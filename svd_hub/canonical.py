@@ -1,0 +1,152 @@
+"""From an upstream file to the one canonical file of the cache: read, convert, check, write. Strict, and done once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checkpoint, models, origins, store
+from .catalog import Entry, get_entry
+from .errors import CheckpointError, OptionError
+from .origins.conversion import Conversion
+from .report import LoadReport
+from .saved import file_sha256, write_out
+from .transport import folder_error
+
+
+def converter_version(entry: Entry) -> str:
+    """Return what the conversion of an entry's file depends on, for the cache path."""
+    text = json.dumps([entry.architecture, dict(entry.options)], sort_keys=True)
+    return f"{entry.origin}-{origins.CONVERTER_VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def cached_or_fetched(entry: Entry, *, progress: bool) -> store.Local:
+    """Return the verified canonical file of an entry: the cache's, or fetched and converted by one process for all.
+
+    Raises:
+        DownloadError, IntegrityError, CheckpointError: nothing was put into the cache.
+    """
+    version = converter_version(entry)
+    if (local := store.cached(entry, converter_version=version)) is not None:
+        return local
+    with store.lock(entry):
+        return store.cached(entry, converter_version=version) or _bring(entry, progress)
+
+
+def _bring(entry: Entry, progress: bool) -> store.Local:
+    with store.workdir() as work:
+        fetched = store.fetch(entry, work, progress=progress)
+        try:
+            done = convert(entry, fetched.path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{entry.name!r}: what came from {fetched.source} was not kept. {error}") from error
+        return _publish(entry, done, work, fetched)
+
+
+def _publish(entry: Entry, done: Conversion, work: Path, fetched: store.Fetched) -> store.Local:
+    target = work / "canonical.safetensors"
+    try:
+        checkpoint.write(target, done.tensors, _record(entry, done, fetched.sha256))
+    except OSError as error:
+        raise folder_error(target.parent, error) from error
+    return store.publish(entry, target, converter_version=converter_version(entry), fetched=fetched)
+
+
+def _record(entry: Entry, done: Conversion, source_sha256: str) -> dict[str, Any]:
+    """The record of a conversion: no time, no path, so that equal files convert to equal bytes."""
+    return {
+        "entry": entry.name,
+        "architecture": entry.architecture,
+        "options": dict(entry.options),
+        "task": entry.task,
+        "classes": list(entry.classes),
+        "preprocess": dict(entry.preprocess_data),
+        "licence": entry.licence,
+        "origin": entry.origin,
+        "converter_version": origins.CONVERTER_VERSION,
+        "source_sha256": source_sha256,
+        "source_file": entry.source.file,
+        "renamed": dict(done.renamed),
+        "dropped": dict(done.dropped),
+        "notes": list(done.notes),
+    }
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def convert(entry: Entry, file: Path) -> Conversion:
+    """Read a foreign or own checkpoint as `entry`'s, strictly: every tensor of the trained network, and no other.
+
+    Raises:
+        CheckpointError: it is not that network; the message names what it looks like.
+    """
+    read = checkpoint.read(file)
+    done = origins.get_origin(entry.origin).convert(read.tensors, entry.options)
+    with torch.device("meta"):
+        expected = shapes(models.build(entry.architecture, entry.options).state_dict())
+    if shapes(done.tensors) != expected:
+        told = checkpoint.diagnose(done.tensors, expected)
+        raise CheckpointError(
+            f"{file.name} is not a checkpoint of {entry.name!r}: {told}. "
+            f"Next: svd-hub info {entry.name} says which file it is, svd-hub list which entry yours may be"
+        )
+    notes = list(done.notes)
+    if read.prefix:
+        notes.append(f"prefix {read.prefix!r} stripped from every key")
+    if read.wrapper != "flat":
+        notes.append(f"taken from {read.wrapper!r} of the file")
+    return dataclasses.replace(done, notes=tuple(notes))
+
+
+def convert_file(name: str, file: Path, *, to: Path | None = None) -> LoadReport:
+    """Do for a file on disk what `load` does for a link: check it, convert it, put it into the cache (or into `to`).
+
+    Args:
+        name: the entry it belongs to.
+        file: the upstream checkpoint as its authors published it; it is not changed.
+        to: a `.safetensors` file to write instead of the cache.
+
+    Raises:
+        OptionError: without `to`, an entry that has no upstream file.
+        IntegrityError: not the file the entry promises (with `to`, any file that is this network is taken).
+        CheckpointError: not that network.
+    """
+    entry = get_entry(name)
+    if to is None and entry.source.kind in ("none", "bundled"):
+        raise OptionError(
+            f"{name!r} has no upstream file (source {entry.source.kind!r}), so nothing of it is cached. Next: add "
+            f"--to FILE.safetensors, or svd_hub.load({name!r}, weights={str(file)!r})"
+        )
+    if to is not None:
+        done, digest = convert(entry, file), file_sha256(file)
+        write_out(to, done.tensors, _record(entry, done, digest))
+        place = to
+    else:
+        with store.workdir() as work:
+            fetched = store.examine(entry, file)
+            done, digest = convert(entry, file), fetched.sha256
+            place = _publish(entry, done, work, fetched).path
+    return LoadReport(
+        name=entry.name,
+        architecture=entry.architecture,
+        total=len(done.tensors),
+        matched=tuple(done.tensors),
+        renamed=done.renamed,
+        dropped=done.dropped,
+        source=str(file),
+        sha256=digest,
+        source_sha256=digest,
+        checked=to is None,
+        overlay=entry.overlay,
+        notes=(*done.notes, f"written to {place}"),
+    )

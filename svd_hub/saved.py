@@ -1,0 +1,168 @@
+"""Our own files: a network with the record that rebuilds it. Writing one, and reading what it says of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checkpoint, models
+from .catalog import NOT_STATED, Entry, all_entries
+from .errors import CheckpointError, OptionError, SvdHubError
+
+
+def file_sha256(file: Path) -> str:
+    """Return the sha256 of a file, hex."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def save(model: Any, path: str | os.PathLike[str], *, classes: tuple[str, ...] | None = None) -> Path:
+    """Write a network that `load` made, fine-tuned or not, so that `load(path)` rebuilds it alone.
+
+    Args:
+        model: it carries `.entry`, `.preprocess` and `.options`.
+        path: a `.safetensors` file; it is written beside and moved into place.
+        classes: names of the outputs; None = the entry's, where their number fits.
+
+    Raises:
+        OptionError: not such a model or path, or one that was changed since (another head put in, depth preserved):
+            its record would rebuild another network.
+        SvdHubError: the file cannot be written.
+    """
+    entry = getattr(model, "entry", None)
+    if not isinstance(entry, Entry):
+        raise OptionError(f"{type(model).__name__} does not come from svd_hub.load; allowed: a model that does")
+    _refuse_changed(model, entry)
+    count = model.options["num_classes"]
+    names = tuple(classes) if classes is not None else entry.classes if len(entry.classes) == count else ()
+    if names and len(names) != count:
+        raise OptionError(f"{len(names)} classes for {count} outputs; allowed: one name per output")
+    record = {
+        "entry": entry.name,
+        "architecture": entry.architecture,
+        "options": dict(model.options),
+        "task": "classification" if count else entry.task,
+        "classes": list(names),
+        "preprocess": dataclasses.asdict(model.preprocess),
+        "licence": entry.licence,
+    }
+    write_out(Path(path), model.state_dict(), record)
+    return Path(path)
+
+
+def write_out(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write a file of ours where a user asked for it.
+
+    Raises:
+        OptionError: another ending than `.safetensors`.
+        SvdHubError: the folder is missing, read-only or full.
+    """
+    if path.suffix != ".safetensors":
+        raise OptionError(f"path={str(path)!r} is not allowed; allowed: a name that ends with .safetensors")
+    try:
+        checkpoint.write(path, tensors, record)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise SvdHubError(f"cannot write {path}: {why}. Next: choose a folder that is there and writable") from error
+
+
+def _refuse_changed(model: Any, entry: Entry) -> None:
+    with torch.device("meta"):
+        rebuilt = models.build(entry.architecture, model.options)
+    expected = {name: tuple(tensor.shape) for name, tensor in rebuilt.state_dict().items()}
+    if {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} != expected:
+        told = checkpoint.diagnose(model.state_dict(), expected)
+        raise OptionError(
+            f"the model's tensors are not those of its options: {told}. Next: ask load for the head (num_classes=...)"
+        )
+    here, there = _geometry(model), _geometry(rebuilt)
+    if changed := [name for name in here if here[name] != there.get(name)]:
+        raise OptionError(
+            f"{len(changed)} modules have other strides or paddings than the model's options build ({changed[0]} "
+            "first). Next: ask load for them (depth_stride=...), or svd_hub.restore_depth(model) before saving"
+        )
+
+
+def _geometry(network: torch.nn.Module) -> dict[str, list[str]]:
+    keys = ("kernel_size", "stride", "padding", "dilation")
+    return {n: [str(getattr(m, k)) for k in keys if hasattr(m, k)] for n, m in network.named_modules()}
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def own_record(file: Path) -> dict[str, Any]:
+    """Return what a file of ours says of its network; {} for a file of others.
+
+    Raises:
+        CheckpointError: there is no such file, or its record is damaged.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file. Next: check the path; names of the catalogue: svd-hub list")
+    if checkpoint.sniff(file) != "safetensors":
+        return {}
+    record = checkpoint.unpack_metadata(checkpoint.read(file).metadata)
+    known = isinstance(record.get("architecture"), str) and isinstance(record.get("options"), dict)
+    return record if known else {}
+
+
+def entry_as_in(file: Path, entry: Entry) -> Entry:
+    """Return `entry` as a file of ours has it: head, strides, classes, preprocessing; itself for a file of others.
+
+    Raises:
+        CheckpointError: the file is ours and holds another network.
+    """
+    if not (record := own_record(file)):
+        return entry
+    defaults = models.default_options(entry.architecture)
+    options = record["options"]
+    fixed = {key: entry.options.get(key, defaults[key]) for key in models.weight_options(entry.architecture)}
+    other = {key: value for key, value in fixed.items() if options.get(key, defaults[key]) != value}
+    if record["architecture"] != entry.architecture or other:
+        raise CheckpointError(
+            f"{file.name} holds a {record['architecture']} with {options}, {entry.name!r} is a {entry.architecture} "
+            f"with {fixed}. Next: svd_hub.load({str(file)!r}) loads it as what it is"
+        )
+    return dataclasses.replace(entry_of_file(file), name=entry.name, overlay=entry.overlay)
+
+
+def entry_of_file(file: Path) -> Entry:
+    """Return the entry that a file of ours describes; what its record leaves out is its catalogue entry's.
+
+    Raises:
+        CheckpointError: no such file, or it does not say which network it is.
+    """
+    if not (record := own_record(file)):
+        raise CheckpointError(
+            f"{file.name} does not say which network it is. Next: svd_hub.load(NAME, weights={str(file)!r}) with the "
+            "name of the entry it belongs to"
+        )
+    base = all_entries().get(str(record.get("entry")))
+    rest = {
+        "task": base.task if base else "backbone",
+        "classes": base.classes if base else (),
+        "preprocess": base.preprocess_data if base else {},
+        "licence": base.licence if base else NOT_STATED,
+    } | record
+    return Entry(
+        name=file.stem,
+        summary=f"saved from {record.get('entry', 'a network of ours')}",
+        architecture=record["architecture"],
+        options=record["options"],
+        task=rest["task"],
+        classes=tuple(rest["classes"]),
+        status="ours",
+        licence=rest["licence"],
+        preprocess_data=rest["preprocess"],
+        checked="file",
+    )

@@ -1,0 +1,58 @@
+"""The bundled weights: they load, give their golden outputs, and their cards say what their logs say."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+
+import pytest
+import torch
+
+import svd_hub
+from svd_hub import checkpoint
+
+OURS = svd_hub.list_entries(status="ours")
+WEIGHTS = resources.files("svd_hub.weights")
+
+
+def test_there_are_two() -> None:
+    assert {"resnet3d18w16_tinyimagenet", "resnet3d18w16_lidc"} <= set(OURS)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_golden_output(name: str) -> None:
+    golden = checkpoint.read(str(WEIGHTS / f"{name}.golden.safetensors")).tensors
+    model, report = svd_hub.load(name, return_report=True)
+    assert len(report.matched) == report.total
+    with torch.inference_mode():
+        found = model(golden["input"].float())
+    torch.testing.assert_close(found, golden["output"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_golden_output_notices_a_change(name: str) -> None:
+    golden = checkpoint.read(str(WEIGHTS / f"{name}.golden.safetensors")).tensors
+    model = svd_hub.load(name)
+    with torch.inference_mode():
+        model.layer2[0].conv1.weight.mul_(1.05)
+        found = model(golden["input"].float())
+    assert (found - golden["output"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_card_says_what_the_log_says(name: str) -> None:
+    entry = svd_hub.get_entry(name)
+    last = json.loads((WEIGHTS / f"{name}.log.jsonl").read_text().splitlines()[-1])
+    card = {metric.name: metric.value for metric in entry.metrics if metric.made_by == entry.recipe}
+    assert card
+    for metric, value in card.items():
+        assert abs(value - last[f"val/{metric}"]) <= 0.002, metric
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_one_word_makes_the_transfer_form(name: str) -> None:
+    kept = svd_hub.load(name, depth_stride=1, num_classes=0)
+    strided = svd_hub.load(name, depth_stride=2, num_classes=0)
+    assert kept.state_dict().keys() == strided.state_dict().keys()
+    assert [f.stride[0] for f in kept.feature_info] == [1] * len(kept.feature_info)
+    assert strided.feature_info[-1].stride[0] == strided.feature_info[-1].stride[1]

@@ -1,0 +1,126 @@
+"""What a run writes, so that it can be stopped at any moment: whole files, and checkpoints that say their place."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins import TorchCheckpointIO
+
+from ..errors import SvdHubError
+from .seeding import ResumableData
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file beside `path` that takes its place when it is whole and on the disk; after an error, it is gone."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints beside their place.
+
+    Lightning's own writing goes through the system's folder for temporary files; from there to another file system
+    a move is a copy, and a kill leaves the half of it under the name of the last good checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()  # torch.save hides what a full disk answers
+        torch.save(checkpoint, buffer)
+        try:
+            with replacing(Path(path)) as file:
+                file.write(buffer.getbuffer())
+        except OSError as error:
+            run = Path(path).parent
+            raise SvdHubError(
+                f"the checkpoint {path} cannot be written: {error.strerror}; the one before is whole. "
+                f"Next: repair that, then svd-hub train --resume {run}"
+            ) from error
+
+
+class Saver(Checkpoint):
+    """Keeps one checkpoint: every `steps` steps, at the end of each epoch, and when a stop is asked for.
+
+    Never at an epoch's last batch, whose validation is still to come: Lightning would take that epoch for done and
+    leave its metrics out. Never between two steps of accumulated gradients, which no checkpoint holds.
+    """
+
+    def __init__(self, file: Path, *, steps: int, stop: threading.Event) -> None:
+        self.file, self.steps, self.stop = file, steps, stop
+
+    def _save(self, trainer: pl.Trainer, epoch: int, batches: int) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, ResumableData):
+            data.place = (epoch, batches)
+        trainer.save_checkpoint(self.file)
+
+    def _stopping(self, trainer: pl.Trainer) -> bool:
+        return bool(trainer.strategy.reduce_boolean_decision(self.stop.is_set(), all=False))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where it is due, and stop where that is asked for."""
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        stopping = self._stopping(trainer)
+        if stopping or trainer.global_step % self.steps == 0:
+            self._save(trainer, trainer.current_epoch, batch_idx + 1)
+        if stopping:
+            raise SystemExit
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Stop at once where that is asked for: the last checkpoint is at most `steps` steps old."""
+        if self._stopping(trainer):
+            raise SystemExit
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the finished epoch."""
+        self._save(trainer, trainer.current_epoch + 1, 0)
+        if self._stopping(trainer):
+            raise SystemExit
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C and SIGTERM set; the second of them interrupts at once. Handlers are put back."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
+        yield stop
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
