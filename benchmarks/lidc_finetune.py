@@ -2,15 +2,16 @@
 
 Without --final: folds 0-2 only, two folds against the third in turn, every arm with every learning rate and seed; the
 rate with the best mean AUC is each arm's choice. With --final: each arm once more with its choice on folds 0-2, and
-fold 3 opened. Every run is `svd-hub train resnet3d18w16_lidc` with other settings; the JSON keeps them all.
+fold 3 opened. Every run is `svd-hub train resnet3d18w16_lidc` with other settings, in a folder of its own under --runs;
+finished ones are read again, stopped ones go on. The JSON keeps them all.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ INNER = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
 
 
 def run(data: Path, arm: str, rate: float, seed: int, train: list[int], val: int, folder: Path) -> dict[str, Any]:
-    """Train once; return the last epoch's metrics."""
+    """Train once, or go on, or read a finished run; return the last epoch's metrics."""
     from svd_hub.training import engine
+
+    place = folder / f"{arm}-lr{rate:g}-seed{seed}-fold{val}"
 
     settings = {
         "run.seed": seed,
@@ -36,10 +39,19 @@ def run(data: Path, arm: str, rate: float, seed: int, train: list[int], val: int
         "data.init_args.train_folds": json.dumps(train),
         "data.init_args.val_folds": json.dumps([val]),
     }
-    place = folder / f"{arm}-{rate}-{seed}-{val}"
-    engine.train(RECIPE, run=place, overrides=settings, progress=False)
+    if not (place / "model.safetensors").is_file():
+        resume = (place / "last.ckpt").is_file()
+        engine.train(RECIPE, run=place, overrides={} if resume else settings, resume=resume, progress=False)
     row = json.loads((place / "log.jsonl").read_text().splitlines()[-1])
-    return {"arm": arm, "lr": rate, "seed": seed, "train": train, "val": val, "auc": row["val/auc"], "top1": row["val/top1"]}
+    return {
+        "arm": arm,
+        "lr": rate,
+        "seed": seed,
+        "train": train,
+        "val": val,
+        "auc": row["val/auc"],
+        "top1": row["val/top1"],
+    }
 
 
 def volume_auc(data: Path, fold: int) -> float:
@@ -62,7 +74,11 @@ def choose(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for arm in ARMS:
         means = {r: statistics.mean(x["auc"] for x in runs if x["arm"] == arm and x["lr"] == r) for r in RATES}
         best = max(means, key=lambda r: means[r])
-        chosen[arm] = {"lr": best, "inner_auc": round(means[best], 4), "all": {str(r): round(m, 4) for r, m in means.items()}}
+        chosen[arm] = {
+            "lr": best,
+            "inner_auc": round(means[best], 4),
+            "all": {str(r): round(m, 4) for r, m in means.items()},
+        }
     return chosen
 
 
@@ -71,30 +87,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--final", action="store_true", help="open fold 3, once")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/lidc"))
     args = parser.parse_args()
-    data = args.data.absolute()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if not args.final:
-            runs = []
-            for first, second, val in INNER:
-                for arm in ARMS:
-                    for rate in RATES:
-                        for seed in range(args.seeds):
-                            runs.append(run(data, arm, rate, seed, [first, second], val, folder))
-                            print(json.dumps(runs[-1]), flush=True)
-            baseline = {str(fold): round(volume_auc(data, fold), 4) for fold in range(3)}
-            keep("lidc_inner", {"recipe": RECIPE, "chosen": choose(runs), "volume_auc": baseline, "runs": runs})
-            return
+    data, folder = args.data.absolute(), args.runs
+    if args.final:
         chosen = json.loads((RESULTS / "lidc_inner.json").read_text())["chosen"]
-        runs = []
-        for arm in ARMS:
-            for seed in range(args.seeds):
-                runs.append(run(data, arm, chosen[arm]["lr"], seed, [0, 1, 2], 3, folder))
-                print(json.dumps(runs[-1]), flush=True)
-        means = {arm: round(statistics.mean(r["auc"] for r in runs if r["arm"] == arm), 4) for arm in ARMS}
+        plan = [(arm, chosen[arm]["lr"], seed, [0, 1, 2], 3) for arm in args.arms for seed in range(args.seeds)]
+    else:
+        splits = [([first, second], val) for first, second, val in INNER]
+        cases = itertools.product(args.arms, RATES, range(args.seeds), splits)
+        plan = [(arm, rate, seed, train, val) for arm, rate, seed, (train, val) in cases]
+    runs = []
+    for arm, rate, seed, train, val in plan:
+        runs.append(run(data, arm, rate, seed, train, val, folder))
+        print(json.dumps(runs[-1]), flush=True)
+    if set(args.arms) != set(ARMS):
+        return  # a part of the work; the result is written when all arms are there
+    if args.final:
+        scores = {arm: [r["auc"] for r in runs if r["arm"] == arm] for arm in ARMS}
+        means = {arm: round(statistics.mean(values), 4) for arm, values in scores.items()}
         keep("lidc_fold3", {"recipe": RECIPE, "auc": means, "volume_auc": round(volume_auc(data, 3), 4), "runs": runs})
+    else:
+        baseline = {str(fold): round(volume_auc(data, fold), 4) for fold in range(3)}
+        keep("lidc_inner", {"recipe": RECIPE, "chosen": choose(runs), "volume_auc": baseline, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Scan:
             return -1000.0, 400.0
         low, high = (float(n) for n in np.nanpercentile(self.array, (1, 99)))
         if not low < high:
-            raise VolumeError(f"{self.title}: nearly all its voxels are {low:g}; allowed: an image with contrast")
+            raise VolumeError(f"{self.title}: nearly all its voxels are {low:g}. Next: give an image with contrast")
         return low, high
 
 

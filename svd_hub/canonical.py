@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from . import checkpoint, models, origins, store
+from . import checkpoint, origins, store
 from .catalog import Entry, get_entry
 from .errors import CheckpointError, OptionError
+from .files import sha256_of
 from .origins.conversion import Conversion
 from .report import LoadReport
-from .saved import file_sha256, write_out
+from .saved import write_out
+from .skeleton import shapes, skeleton
 from .transport import folder_error
 
 
@@ -79,11 +77,6 @@ def _record(entry: Entry, done: Conversion, source_sha256: str) -> dict[str, Any
     }
 
 
-def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape."""
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
 def convert(entry: Entry, file: Path) -> Conversion:
     """Read a foreign or own checkpoint as `entry`'s, strictly: every tensor of the trained network, and no other.
 
@@ -92,8 +85,7 @@ def convert(entry: Entry, file: Path) -> Conversion:
     """
     read = checkpoint.read(file)
     done = origins.get_origin(entry.origin).convert(read.tensors, entry.options)
-    with torch.device("meta"):
-        expected = shapes(models.build(entry.architecture, entry.options).state_dict())
+    expected = shapes(skeleton(entry.architecture, entry.options).state_dict())
     if shapes(done.tensors) != expected:
         told = checkpoint.diagnose(done.tensors, expected)
         raise CheckpointError(
@@ -128,7 +120,7 @@ def convert_file(name: str, file: Path, *, to: Path | None = None) -> LoadReport
             f"--to FILE.safetensors, or svd_hub.load({name!r}, weights={str(file)!r})"
         )
     if to is not None:
-        done, digest = convert(entry, file), file_sha256(file)
+        done, digest = convert(entry, file), sha256_of(file)
         write_out(to, done.tensors, _record(entry, done, digest))
         place = to
     else:

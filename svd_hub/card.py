@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -88,12 +89,10 @@ def render(entry: Entry) -> str:
     return "\n".join(lines) + "\n"
 
 
-def readme_table() -> str:
-    """Return the README's table of all entries, Markdown."""
-    from .catalog import all_entries
-
+def readme_table(entries: Iterable[Entry]) -> str:
+    """Return the README's table of entries, Markdown."""
     lines = ["| name | status | real file opened | task | licence | trained on |", "|---|---|---|---|---|---|"]
-    for entry in all_entries().values():
+    for entry in entries:
         opened = "yes" if entry.checked == "file" else "no"
         cells = (f"`{entry.name}`", entry.status, opened, entry.task, entry.licence, entry.trained_on or "-")
         lines.append(f"| {' | '.join(cells)} |")

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import torch
 from torch import Tensor
 
 from . import checkpoint, models, saved
 from .adapt import CHANNEL_RULES, adapt
-from .canonical import cached_or_fetched, convert, shapes
+from .canonical import cached_or_fetched, convert
 from .catalog import NOT_STATED, Entry, get_entry
 from .errors import (
     CheckpointError,
@@ -24,10 +23,12 @@ from .errors import (
     check_choice,
     nearest,
 )
+from .files import sha256_of
 from .models import Backbone
 from .origins.conversion import Conversion
 from .report import LoadReport as LoadReport
 from .saved import save as save
+from .skeleton import shapes, skeleton
 
 Weights = str | os.PathLike[str] | None
 
@@ -115,8 +116,7 @@ def load(
         model, report = _random(entry, wanted)
     else:
         _refuse_weight_options(entry, options)
-        with torch.device("meta"):  # before anything is fetched, because it checks the options
-            model = models.build(entry.architecture, wanted)
+        model = skeleton(entry.architecture, wanted)  # before anything is fetched, because it checks the options
         found = _from_file(entry, file) if file else _from_hub(entry, accept_licence=accept_licence, progress=progress)
         new_head = wanted["num_classes"] != trained["num_classes"]
         report = _fill(model, entry, found, in_channels_rule, new_head=new_head)
@@ -212,7 +212,7 @@ def _check_licence(entry: Entry, accepted: bool) -> None:
 def _from_file(entry: Entry, file: Path) -> _Bytes:
     """Tensors of a file the user names: ours as they are, anything else as upstream's."""
     done = Conversion(checkpoint.read(file).tensors) if saved.own_record(file) else convert(entry, file)
-    digest = saved.file_sha256(file)
+    digest = sha256_of(file)
     return _Bytes(
         tensors=done.tensors,
         source=str(file),

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .errors import OptionError, VolumeError, check_choice
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `svd-hub info` reads the record and needs neither
+    import numpy as np
     from torch import Tensor
 
 Triple = tuple[int, int, int]
@@ -85,6 +84,8 @@ class Preprocess:
         Raises:
             VolumeError: not such an image; says what was found and what is allowed.
         """
+        import numpy as np
+
         if self.modality == "RGB":
             if getattr(image, "mode", "RGB") not in ("RGB", "L"):  # a palette's numbers are no grey values
                 raise VolumeError(f"picture of mode {image.mode!r} is not allowed. Next: picture.convert('RGB')")
@@ -101,6 +102,7 @@ class Preprocess:
         return self._volume(np.asarray(image), spacing, axes)
 
     def _planes(self, image: np.ndarray) -> Tensor:
+        import numpy as np
         import torch
         import torch.nn.functional as F
 
@@ -119,6 +121,7 @@ class Preprocess:
         return self._finish(x[:, None])
 
     def _volume(self, array: np.ndarray, spacing: Sequence[float] | None, axes: str) -> Tensor:
+        import numpy as np
         import torch
         import torch.nn.functional as F
 

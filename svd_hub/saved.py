@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import checkpoint, models
 from .catalog import NOT_STATED, Entry, all_entries
 from .errors import CheckpointError, OptionError, SvdHubError
-
-
-def file_sha256(file: Path) -> str:
-    """Return the sha256 of a file, hex."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
+from .skeleton import shapes, skeleton
 
 # ---- writing -------------------------------------------------------------------------------------------------------
 
@@ -77,10 +69,9 @@ def write_out(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, An
 
 
 def _refuse_changed(model: Any, entry: Entry) -> None:
-    with torch.device("meta"):
-        rebuilt = models.build(entry.architecture, model.options)
-    expected = {name: tuple(tensor.shape) for name, tensor in rebuilt.state_dict().items()}
-    if {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} != expected:
+    rebuilt = skeleton(entry.architecture, model.options)
+    expected = shapes(rebuilt.state_dict())
+    if shapes(model.state_dict()) != expected:
         told = checkpoint.diagnose(model.state_dict(), expected)
         raise OptionError(
             f"the model's tensors are not those of its options: {told}. Next: ask load for the head (num_classes=...)"
@@ -93,7 +84,7 @@ def _refuse_changed(model: Any, entry: Entry) -> None:
         )
 
 
-def _geometry(network: torch.nn.Module) -> dict[str, list[str]]:
+def _geometry(network: nn.Module) -> dict[str, list[str]]:
     keys = ("kernel_size", "stride", "padding", "dilation")
     return {n: [str(getattr(m, k)) for k in keys if hasattr(m, k)] for n, m in network.named_modules()}
 
@@ -154,15 +145,20 @@ def entry_of_file(file: Path) -> Entry:
         "preprocess": base.preprocess_data if base else {},
         "licence": base.licence if base else NOT_STATED,
     } | record
-    return Entry(
-        name=file.stem,
-        summary=f"saved from {record.get('entry', 'a network of ours')}",
-        architecture=record["architecture"],
-        options=record["options"],
-        task=rest["task"],
-        classes=tuple(rest["classes"]),
-        status="ours",
-        licence=rest["licence"],
-        preprocess_data=rest["preprocess"],
-        checked="file",
-    )
+    try:
+        return Entry(
+            name=file.stem,
+            summary=f"saved from {record.get('entry', 'a network of ours')}",
+            architecture=record["architecture"],
+            options=record["options"],
+            task=rest["task"],
+            classes=tuple(rest["classes"]),
+            status="ours",
+            licence=str(rest["licence"]),
+            preprocess_data=dict(rest["preprocess"]),
+            checked="file",
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{file.name}: its record is damaged ({error}). Next: save or convert it again"
+        ) from error

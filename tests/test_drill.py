@@ -121,7 +121,7 @@ def test_damaged_bundled_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     real = store.bundled_path(get_entry(bundled[0]).source.file)
     path, other, good = tmp_path / real.name, tmp_path / "other", real.read_bytes()
     other.write_bytes(good[::-1])
-    monkeypatch.setattr(store, "bundled_path", lambda _: path)
+    monkeypatch.setattr(store.places, "bundled_path", lambda _: path)
     for _ in range(60):
         damage(path, good, other)
         with pytest.raises(SvdHubError, match=r"bundled file.*expected sha256.*Next: pip install --force-reinstall"):

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -277,9 +278,9 @@ def test_read_only_home(shelf: Shelf, home: Path) -> None:
 
 CHILD = """
 import sys
-print("ready", flush=True)
-sys.stdin.readline()
 import svd_hub
+svd_hub.load
+print("ready", flush=True)
 model, report = svd_hub.load(sys.argv[1], progress=False, return_report=True)
 print(report.sha256, len(report.matched), flush=True)
 """
@@ -288,7 +289,7 @@ print(report.sha256, len(report.matched), flush=True)
 def child(name: str, *before: str, code: str = CHILD) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     args = [*before, sys.executable, "-W", "ignore", "-c", code, name]
-    return subprocess.Popen(args, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(args, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.mark.parametrize("count", [6, pytest.param(16, marks=pytest.mark.slow)])
@@ -297,12 +298,16 @@ def test_many_processes_one_download(
 ) -> None:
     monkeypatch.delenv("SVD_HUB_MIRROR")
     body = official(depth=10, width=4)
-    shelf.put(OFFICIAL, body, source={"url": server.add("/r.pth", servers.ok(body))}, options={"depth": 10, "width": 4})
+    gate = threading.Event()
+    url = server.add("/r.pth", servers.drip(body, first=1000, gate=gate))
+    shelf.put(OFFICIAL, body, source={"url": url}, options={"depth": 10, "width": 4})
     children = [child(OFFICIAL) for _ in range(count)]
     for one in children:
         assert one.stdout is not None
         assert one.stdout.readline() == "ready\n"
-    told = [one.communicate("go\n", timeout=200) for one in children]
+    time.sleep(0.3)  # the last one's way from there to the lock; the first one's download hangs since long before
+    gate.set()
+    told = [one.communicate(timeout=200) for one in children]
     assert [one.returncode for one in children] == [0] * count, told
     assert len({out for out, _ in told}) == 1
     assert len(server.seen) == 1
@@ -315,9 +320,6 @@ def test_kill_during_a_download(shelf: Shelf, server: servers.Server, monkeypatc
     steps = servers.drip(GOOD, first=len(GOOD) // 2, gate=gate, reached=reached), servers.ok(GOOD)
     shelf.put_official(GOOD, url=server.add("/r.pth", *steps))
     victim = child(OFFICIAL)
-    assert victim.stdin is not None
-    victim.stdin.write("go\n")
-    victim.stdin.flush()
     assert reached.wait(60)
     victim.kill()
     victim.communicate(timeout=20)
@@ -346,11 +348,11 @@ def test_cached_entry_opens_no_socket(shelf: Shelf, monkeypatch: pytest.MonkeyPa
     svd_hub.load("tiny")
     monkeypatch.delenv("SVD_HUB_MIRROR")
     one = child("tiny", code=NO_SOCKET + CHILD)
-    out, err = one.communicate("go\n", timeout=100)
+    out, err = one.communicate(timeout=100)
     assert one.returncode == 0, err
     assert out.split()[-1] == str(len(values(TINY)))
     other = child("absent", code=NO_SOCKET + CHILD)
-    _, err = other.communicate("go\n", timeout=100)
+    _, err = other.communicate(timeout=100)
     assert other.returncode != 0, "the trap works"
     assert "a socket was" in err
 
@@ -362,7 +364,7 @@ def test_no_socket_seen_from_outside(shelf: Shelf, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("SVD_HUB_MIRROR")
     trace = tmp_path / "trace"
     one = child("tiny", "strace", "-f", "-qq", "--seccomp-bpf", "-e", "trace=socket,connect", "-o", str(trace))
-    _, err = one.communicate("go\n", timeout=100)
+    _, err = one.communicate(timeout=100)
     if "ptrace" in err or not trace.exists():
         pytest.skip("strace may not trace here")
     assert one.returncode == 0, err
@@ -618,6 +620,16 @@ def test_a_file_of_the_cache_is_a_file_of_ours(tiny: Shelf, tmp_path: Path) -> N
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(CheckpointError):
         svd_hub.load(file)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"classes": 5}, {"task": "sorting"}, {"preprocess": [1]}, {"preprocess": {"a": 1}}], ids=str
+)
+def test_a_damaged_record_is_told(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    path = tmp_path / "m.safetensors"
+    checkpoint.write(path, values(TINY), {"architecture": "resnet3d", "options": TINY, **wrong})
+    with pytest.raises((CheckpointError, OptionError), match=r"record is damaged|preprocess of 'm'"):
+        svd_hub.load(path)
 
 
 @pytest.mark.usefixtures("tiny")

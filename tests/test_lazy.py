@@ -20,7 +20,7 @@ HEAVY = {
 
 
 def modules(code: str) -> set[str]:
-    """Return the top-level modules after some code in a process of its own; `before()` in it forgets the earlier ones."""
+    """Return the top-level modules that some code imports, in a process of its own, after its call of `before()`."""
     code = (
         "import json, sys\nseen = set()\ndef before(): seen.update(sys.modules)\n"
         f"{code}\nprint(json.dumps(sorted({{m.split('.')[0] for m in set(sys.modules) - seen}})))"
@@ -35,8 +35,8 @@ def test_the_door_and_the_catalogue_are_light() -> None:
     assert modules(code) == {"svd_hub"}
 
 
-def test_a_card_needs_no_torch() -> None:
-    assert modules("before(); import svd_hub; svd_hub.get_entry('mp3d63_coco').card()") <= {"svd_hub", "numpy"}
+def test_a_card_needs_neither_torch_nor_numpy() -> None:
+    assert modules("before(); import svd_hub; svd_hub.get_entry('mp3d63_coco').card()") == {"svd_hub"}
 
 
 def test_help_of_the_entry_points_needs_no_torch() -> None:
@@ -46,10 +46,8 @@ def test_help_of_the_entry_points_needs_no_torch() -> None:
 def test_first_load_adds_torch_and_nothing_heavier() -> None:
     bundled = svd_hub.list_entries(status="ours")
     load = f"svd_hub.load({bundled[0]!r})" if bundled else "svd_hub.load('resnet3d18_coco', width=8, weights=None)"
-    ours = modules(f"import numpy, torch, safetensors.torch\nbefore()\nimport svd_hub\n{load}")
-    # sympy and mpmath are torch's own, for tensors without data.
-    assert ours - {"sympy", "mpmath"} <= {"svd_hub", "torch", "torchgen", "safetensors", "numpy"}
-    assert not (HEAVY - {"torch", "safetensors"}) & ours
+    added = modules(f"import numpy, torch, safetensors.torch\nbefore()\nimport svd_hub\n{load}")
+    assert added <= {"svd_hub", "torch"}, "sympy here means torch's compiler: see svd_hub/skeleton.py"
 
 
 @pytest.mark.parametrize("name", svd_hub.__all__)

@@ -24,13 +24,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from safetensors.torch import load_file
-
-import svd_hub
-from svd_hub.errors import OptionError, SvdHubError
 from svd_hub.training import console, engine, saving
 from svd_hub.training import recipe as recipes
 from svd_hub.training.tasks import Classification
 from svd_hub.training.tasks.classification import Network, Optimiser, build_network
+
+import svd_hub
+from svd_hub.errors import OptionError, SvdHubError
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "data.init_args.folder"
@@ -366,12 +366,14 @@ def test_a_run_folder_is_neither_mixed_up_nor_resumed_with_other_settings(here: 
         resume(folder)
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(SvdHubError, match="is not empty.*--resume"):
+    with pytest.raises(SvdHubError, match=r"is not empty.*--resume"):
         run(here, "plain", folder)
     assert [file.name for file in folder.iterdir()] == ["notes.txt"]
     (folder / "notes.txt").unlink()
     with pytest.raises(KeyboardInterrupt):
-        run(here, "plain", folder, callbacks=[At("on_train_batch_start", 1, lambda: signal.raise_signal(signal.SIGINT))])
+        run(
+            here, "plain", folder, callbacks=[At("on_train_batch_start", 1, lambda: signal.raise_signal(signal.SIGINT))]
+        )
     with pytest.raises(SvdHubError, match=r"keeps its recipe.*run\.seed"):
         resume(folder, overrides={"run.seed": 1})
 
@@ -420,9 +422,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_named(here: Path, tmp_pa
     assert all(torch.isfinite(tensor).all() for tensor in state["state_dict"].values())
 
 
-def test_fine_tuning_starts_from_the_weights_and_moves_batch_statistics(
-    here: Path, whole: Any, tmp_path: Path
-) -> None:
+def test_fine_tuning_starts_from_the_weights_and_moves_batch_statistics(here: Path, whole: Any, tmp_path: Path) -> None:
     """`load` gives networks for evaluation, and Lightning trains what it gets in the mode it gets it."""
     source = whole("noisy") / "model.safetensors"
     before = source.read_bytes()
@@ -523,7 +523,11 @@ def test_unknown_recipes_and_options() -> None:
 
 
 def test_overrides_are_typed(here: Path) -> None:
-    change = {"run.seed": "7", "task.init_args.network.options.width": "4", "data.init_args.phases": "[{epochs: 2, size: 8}]"}
+    change = {
+        "run.seed": "7",
+        "task.init_args.network.options.width": "4",
+        "data.init_args.phases": "[{epochs: 2, size: 8}]",
+    }
     recipe = recipes.read(str(here / "plain.yaml"), change)
     assert recipe.settings.seed == 7
     assert recipe.config.task.init_args.network.options["width"] == 4
@@ -575,7 +579,9 @@ def test_the_command_trains_is_stopped_and_goes_on(here: Path, tmp_path: Path) -
     assert "epochs: 60" in text
     (folder / "recipe.yaml").write_text(text.replace("epochs: 60", f"epochs: {done + 1}"))
     arguments, environment = command("train", "--resume", folder)
-    ended = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""  # no word of Lightning, no bar
     *rows, last = ended.stdout.splitlines()
@@ -584,10 +590,10 @@ def test_the_command_trains_is_stopped_and_goes_on(here: Path, tmp_path: Path) -
 
 
 def test_wrong_arguments_of_the_command_are_told_without_a_traceback(here: Path, tmp_path: Path) -> None:
+    from svd_hub.training.commands import register
     from typer.testing import CliRunner
 
     from svd_hub.cli import app
-    from svd_hub.training.commands import register
 
     if not any(c.callback and c.callback.__name__ == "train" for c in app.registered_commands):
         register(app)
@@ -644,8 +650,7 @@ def test_quiet_hides_what_is_named_and_nothing_else() -> None:
 def test_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     saving.write_text(file, "one")
-    with pytest.raises(RuntimeError), saving.replacing(file) as part:
-        part.write(b"tw")
-        raise RuntimeError
+    with pytest.raises(TypeError), saving.replacing(file) as part:
+        part.write(b"tw" + "o")  # type: ignore[operator]
     assert file.read_text() == "one"
     assert list(tmp_path.iterdir()) == [file]

@@ -1,28 +1,38 @@
 """Guards against wrong 16-bit gradients of Conv3d on CPUs.
 
-oneDNN 3.12 (torch 2.13) goes wrong without a word in bf16 weight gradients of Conv3d where 1 < input depth < depth of
-the kernel: 3x3x3 at depth 2, 5x5x5 at 2 to 4, the 7x7x7 stem at 2 to 6, for every H and W that was tried. It is then
-noise up to 1e36 or NaN, and at depth 4 under a 7x7x7 kernel the process died of a damaged heap. Depth 1 and every depth
-from the kernel's on are right to rounding, and so is fp32. `tests/test_precision.py` holds the safe side of this.
+oneDNN 3.12 (torch 2.13) goes wrong without a word in bf16 weight gradients of Conv3d where a map is smaller than the
+kernel: at 1 < depth < kernel (3x3x3 at depth 2, the 7x7x7 stem at 2 to 6, with a stride in depth also at 7), and at
+heights and widths well below it (1 for 3x3x3 with a stride, 2 for 7x7x7). The gradient is then noise up to 1e36 or NaN,
+and in places the process dies of a damaged heap. Depth 1, larger maps, outputs and input gradients are right to
+rounding, and so is fp32. `tests/test_precision.py` holds the safe side of this.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
-def unsafe_in_bf16(conv: nn.Conv3d, depth: int) -> bool:
-    """Return True where the bf16 weight gradient of `conv` on a CPU cannot be trusted at this input depth."""
-    extent = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
-    return 1 < depth < extent
+def unsafe_in_bf16(conv: nn.Conv3d, size: Sequence[int]) -> bool:
+    """Return True where the bf16 weight gradient of `conv` on a CPU cannot be trusted.
+
+    Measured with sizes 1 to 9 on each axis, kernels 3, 5, 7 and strides 1 and 2; some of what it holds back is right.
+
+    Args:
+        conv: its kernel, dilation and stride count.
+        size: (D, H, W) of its input.
+    """
+    depth, *plane = (d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+    return 1 < size[0] < depth + conv.stride[0] - 1 or any(
+        2 * length <= extent for length, extent in zip(size[1:], plane, strict=True) if extent > 1
+    )
 
 
 def _guarded(conv: nn.Conv3d, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not unsafe_in_bf16(conv, x.shape[2]):
+    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not unsafe_in_bf16(conv, x.shape[2:]):
         return forward(x)
     with torch.autocast("cpu", enabled=False):
         return forward(x.float())

@@ -2,7 +2,8 @@
 
 Sources: SVD-Net paper, section IV-B (lesion detection); urmagicsmine/MP3D@08e5ace mmdet/models/backbones/p3d.py and
 modified_p3d.py (blocks, stem, pools, initialisation).
-Names of parameters: `conv1`, `norm1` (stem), `layer1.0.conv1` ... `conv4`, `norm1` ... `norm4`, `downsample.0`, `fc`. No parameter depends on `form` or `depth_stride`: weights fit every spatial form of one variant.
+Names of parameters: `conv1`, `norm1` (stem), `layer1.0.conv1` ... `conv4`, `norm1` ... `norm4`, `downsample.0`, `fc`.
+No parameter depends on `form` or `depth_stride`: weights fit every spatial form of one variant.
 """
 
 from __future__ import annotations
@@ -211,8 +212,8 @@ class P3D(Backbone):
         if left not in (1, depth):
             raise OptionError(
                 f"depth {depth} is not allowed with depth_stride=2: the z-pools would leave {max(left, 0)} slices "
-                "at layer4 instead of 1; allowed: 9 (as trained) to 12 slices. Next: resample or crop to 9 slices, or use "
-                'depth_stride=1 (any depth; form="mp3d" is what was trained on depth 3)'
+                "at layer4 instead of 1; allowed: 9 (as trained) to 12 slices. Next: resample or crop to 9 slices, or "
+                'use depth_stride=1 (any depth; form="mp3d" is what was trained on depth 3)'
             )
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
