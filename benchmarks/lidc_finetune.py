@@ -1,4 +1,4 @@
-"""python benchmarks/lidc_finetune.py DATA [--final]: LIDC malignancy from pre-training, from scratch, and by volume alone.
+"""python benchmarks/lidc_finetune.py DATA [--final]: LIDC malignancy, pre-trained, from scratch, and by volume alone.
 
 Without --final: folds 0-2 only, two folds against the third in turn, every arm with every learning rate and seed; the
 rate with the best mean AUC is each arm's choice. With --final: each arm once more with its choice on folds 0-2, and

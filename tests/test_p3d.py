@@ -177,7 +177,8 @@ def test_kernels_of_a_real_training_log() -> None:
 def test_t_of_a_basic_block_beside_s_reads_the_input() -> None:
     model = meta(variant="18ba")
     beside, after = model.get_submodule("layer3.0.conv2"), model.get_submodule("layer2.0.conv2")
-    assert isinstance(beside, torch.nn.Conv3d) and isinstance(after, torch.nn.Conv3d)
+    assert isinstance(beside, torch.nn.Conv3d)
+    assert isinstance(after, torch.nn.Conv3d)
     assert (beside.in_channels, beside.stride) == (128, (1, 2, 2))
     assert (after.in_channels, after.stride) == (128, (1, 1, 1))
     assert (beside.out_channels, after.out_channels) == (256, 128)
@@ -206,7 +207,8 @@ def test_without_z_pools_every_depth_is_kept(depth: int, form: str) -> None:
     model = meta(form=form)
     maps = model.features(torch.empty(1, 1, depth, 40, 33, device="meta"))
     assert {level.shape[2] for level in maps.values()} == {depth}
-    assert isinstance(model.zpool1, torch.nn.Identity) and isinstance(model.zpool3, torch.nn.Identity)
+    assert isinstance(model.zpool1, torch.nn.Identity)
+    assert isinstance(model.zpool3, torch.nn.Identity)
 
 
 @pytest.mark.parametrize("variant", LETTERS)
@@ -330,7 +332,9 @@ def test_every_architecture_builds_with_its_defaults() -> None:
 
 def test_build_passes_every_option_on() -> None:
     model = build("p3d", {"variant": "18ba", "width": 8, "num_classes": 3})
-    assert isinstance(model, P3D) and model.fc.in_features == 64 and model.fc.out_features == 3
+    assert isinstance(model, P3D)
+    assert model.fc.in_features == 64
+    assert model.fc.out_features == 3
 
 
 OTHER_VALUES: dict[str, dict[str, Any]] = {

@@ -35,7 +35,7 @@ def last_row(run: Path) -> dict[str, Any]:
     file = run / "log.jsonl"
     lines = file.read_text().splitlines() if file.is_file() else []
     if not lines:
-        raise SvdHubError(f"{file} has no finished epoch. Next: svd-hub train ... --resume {run}")
+        raise SvdHubError(f"{file} has no finished epoch. Next: svd-hub train --resume {run}")
     row: dict[str, Any] = json.loads(lines[-1])
     return row
 
@@ -54,7 +54,12 @@ def publish_run(run: Path, name: str, folder: Path) -> dict[str, Any]:
     trained = run / "model.safetensors"
     if not trained.is_file():
         raise SvdHubError(f"{trained} does not exist: the run is not finished. Next: svd-hub train --resume {run}")
-    recipe = recipes.read(str(run / "recipe.yaml"))
+    recipe, row = recipes.read(str(run / "recipe.yaml")), last_row(run)
+    if row["epoch"] + 1 != recipe.settings.epochs:
+        raise SvdHubError(
+            f"the log of {run} ends with epoch {row['epoch']} of 0 to {recipe.settings.epochs - 1}: it is not that of "
+            f"model.safetensors. Next: svd-hub train --resume {run}"
+        )
     read = checkpoint.read(trained)
     record = checkpoint.unpack_metadata(read.metadata)
     half = {k: v.half() if v.is_floating_point() else v for k, v in read.tensors.items()}
@@ -69,7 +74,6 @@ def publish_run(run: Path, name: str, folder: Path) -> dict[str, Any]:
         y = model.eval()(x)
     checkpoint.write(folder / f"{name}.golden.safetensors", {"input": x.half(), "output": y}, {"entry": name})
     write_text(folder / f"{name}.log.jsonl", (run / "log.jsonl").read_text())
-    row = last_row(run)
     return {
         "name": name,
         "file": target.name,
