@@ -20,7 +20,7 @@ from facts import RESULTS, keep
 
 RECIPE = "resnet3d18w16_lidc"
 ARMS = {"scratch": "none", "pretrained": "resnet3d18w16_tinyimagenet"}
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3)
 INNER = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
 
 
@@ -32,7 +32,6 @@ def run(data: Path, arm: str, rate: float, seed: int, train: list[int], val: int
 
     settings = {
         "run.seed": seed,
-        "data.init_args.seed": seed,
         "task.init_args.network.init": ARMS[arm],
         "task.init_args.optimiser.lr": rate,
         "data.init_args.folder": str(data),

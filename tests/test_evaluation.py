@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from svd_hub.training.evaluation import auc, batched, classification_metrics, evaluate_entry
 
+from svd_hub import checkpoint, models
 from svd_hub.errors import OptionError, SvdHubError
+from svd_hub.training.evaluation import auc, batched, classification_metrics, evaluate_entry
 
 
 def pairs(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -80,21 +82,9 @@ def test_batched_leaves_nothing_out() -> None:
     assert list(batched([], 3)) == []
 
 
-def test_an_entry_without_a_recipe_is_told() -> None:
-    with pytest.raises(SvdHubError, match=r"no recipe.*--recipe"):
-        evaluate_entry(_untrained())
-
-
-def _untrained() -> str:
-    """Any file that loads and names no recipe."""
-    import tempfile
-    from pathlib import Path
-
-    from svd_hub import checkpoint, models
-
+def test_an_entry_without_a_recipe_is_told(tmp_path: Path) -> None:
     options = {"depth": 10, "width": 2, "num_classes": 2}
-    file = Path(tempfile.mkdtemp()) / "net.safetensors"
-    checkpoint.write(
-        file, models.build("resnet3d", options).state_dict(), {"architecture": "resnet3d", "options": options}
-    )
-    return str(file)
+    tensors = models.build("resnet3d", options).state_dict()
+    checkpoint.write(tmp_path / "net.safetensors", tensors, {"architecture": "resnet3d", "options": options})
+    with pytest.raises(SvdHubError, match=r"no recipe.*--recipe"):
+        evaluate_entry(str(tmp_path / "net.safetensors"))

@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from svd_hub.training.precision import guard_cpu_bf16, unsafe_in_bf16
-from svd_hub.training.tasks import Classification
-from svd_hub.training.tasks.classification import Network, Optimiser
 from torch import Tensor, nn
 from torch.nn.grad import conv3d_weight
 
 from svd_hub.models import build
+from svd_hub.training.precision import guard_cpu_bf16, unsafe_in_bf16
+from svd_hub.training.tasks import Classification
+from svd_hub.training.tasks.classification import Network, Optimiser
 
 STRIDES = ((1, 1, 1), (1, 2, 2), (2, 2, 2))
 
@@ -83,16 +83,22 @@ def test_where_the_rule_says_safe_bf16_gradients_are_right(kernel: int, channels
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 def test_where_the_rule_says_unsafe_the_guard_gives_the_fp32_gradient_itself(kernel: int) -> None:
-    held = 0
+    held = []
     for stride, size in itertools.product(STRIDES, sizes(kernel)):
         conv = nn.Conv3d(2, 4, kernel, stride=stride, padding=kernel // 2, bias=False)
-        if unsafe_in_bf16(conv, size):
-            held += 1
+        wrong_in_fp32_too = kernel == 7 and stride[0] == 2 and 4 <= size[0] <= 7  # see training/precision.py
+        if unsafe_in_bf16(conv, size) and not wrong_in_fp32_too:
+            held.append((conv, size))
+
+    def check() -> None:
+        for conv, size in held:
             want = gradients(conv, size, bf16=False)
             got = gradients(guard_cpu_bf16(conv), size, bf16=True)
-            assert torch.equal(got[0], want[0]), (stride, size)
-            assert torch.equal(got[1], want[1]), (stride, size)
-    assert held > 10
+            assert torch.equal(got[0], want[0]), (conv.stride, size)
+            assert torch.equal(got[1], want[1]), (conv.stride, size)
+
+    assert len(held) > 10
+    assert survives(check)
 
 
 @pytest.mark.parametrize(

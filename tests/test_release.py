@@ -13,12 +13,12 @@ import miniature
 import pytest
 import torch
 from safetensors.torch import load_file
-from svd_hub.training import engine
-from svd_hub.training.evaluation import evaluate_entry
-from svd_hub.training.release import golden_input, publish_run
 
 import svd_hub
 from svd_hub.errors import SvdHubError
+from svd_hub.training import engine
+from svd_hub.training.evaluation import evaluate_entry
+from svd_hub.training.release import golden_input, publish_run
 
 FOLDER = "data.init_args.folder"
 NAME = "miniature_net"

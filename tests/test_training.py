@@ -24,13 +24,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from safetensors.torch import load_file
+
+import svd_hub
+from svd_hub.errors import OptionError, SvdHubError
 from svd_hub.training import console, engine, saving
 from svd_hub.training import recipe as recipes
 from svd_hub.training.tasks import Classification
 from svd_hub.training.tasks.classification import Network, Optimiser, build_network
-
-import svd_hub
-from svd_hub.errors import OptionError, SvdHubError
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "data.init_args.folder"
@@ -590,10 +590,10 @@ def test_the_command_trains_is_stopped_and_goes_on(here: Path, tmp_path: Path) -
 
 
 def test_wrong_arguments_of_the_command_are_told_without_a_traceback(here: Path, tmp_path: Path) -> None:
-    from svd_hub.training.commands import register
     from typer.testing import CliRunner
 
     from svd_hub.cli import app
+    from svd_hub.training.commands import register
 
     if not any(c.callback and c.callback.__name__ == "train" for c in app.registered_commands):
         register(app)
