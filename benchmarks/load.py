@@ -23,7 +23,8 @@ def prepare(folder: Path) -> Path:
     """Fill a cache with a synthetic full-width file and return the cached one."""
     import svd_hub
     from svd_hub import store
-    from svd_hub.hub import LicenceWarning, converter_version
+    from svd_hub.canonical import converter_version
+    from svd_hub.hub import LicenceWarning
 
     warnings.simplefilter("ignore", LicenceWarning)
     file = folder / "mirror" / NAME / "res3d18_imagenet_BN_73.07-5ff2ecb7.pth"

@@ -25,7 +25,7 @@ def test_the_readme_has_code() -> None:
 @pytest.mark.parametrize("block", BLOCKS, ids=[block.strip().splitlines()[0][:50] for block in BLOCKS])
 def test_every_block_runs_offline_in_an_empty_folder(block: str, tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "SVD_HUB_HOME": str(tmp_path / "home")}
-    code = block.replace('"org/svd"', repr(str(ROOT)) + ', source="local"')
+    code = block.replace('"org/svd"', repr(str(ROOT))).replace("trust_repo=True", 'source="local", trust_repo=True')
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
