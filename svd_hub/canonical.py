@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +123,19 @@ def convert_file(name: str, file: Path, *, to: Path | None = None) -> LoadReport
     if to is not None:
         done, digest = convert(entry, file), sha256_of(file)
         write_out(to, done.tensors, _record(entry, done, digest))
+        if sha256_of(file) != digest:
+            to.unlink()
+            raise CheckpointError(f"{file} changed while it was read; nothing was written. Next: convert it again")
         place = to
     else:
         with store.workdir() as work:
-            fetched = store.examine(entry, file)
-            done, digest = convert(entry, file), fetched.sha256
+            copy = work / "upstream"  # what is hashed must be what is read, whatever happens to the original
+            try:
+                shutil.copyfile(file, copy)
+            except OSError as error:
+                raise CheckpointError(f"{file} cannot be read: {error.strerror}. Next: check the path") from error
+            fetched = store.examine(entry, copy, source=str(file))
+            done, digest = convert(entry, copy), fetched.sha256
             place = _publish(entry, done, work, fetched).path
     return LoadReport(
         name=entry.name,

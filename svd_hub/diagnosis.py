@@ -81,7 +81,7 @@ def _family(found: Shapes, wanted: Shapes) -> str:
         return "r2plus1d (each 3D kernel split in two), another network"
     ranks = Counter(len(shape) for shape in found.values())
     if ranks[4] and not ranks[5] and any(len(shape) == 5 for shape in wanted.values()):
-        return "a 2D network (4-D kernels); svd_hub.inflate makes such a network 3D"
+        return "a 2D network (4-D kernels)"
     if any(re.search(r"(^|\.)(conv1_custom|norm_\d)\.", name) for name in found):
         return "P3D under its upstream names: convert it first"
     return ""

@@ -71,7 +71,7 @@ def load(
     in_channels_rule: str = "sum",
     depth_stride: int | None = None,
     output_stride: int | None = None,
-    features_only: bool = False,
+    features_only: bool | None = None,
     accept_licence: bool = False,
     progress: bool = True,
     return_report: bool = False,
@@ -88,7 +88,7 @@ def load(
             "sum" (equal on grey volumes) or "mean".
         depth_stride: 1 = depth is never strided, 2 = stem, pool and stages stride in depth too; None = as trained.
         output_stride: 4, 8, 16 or 32 in H and W, by dilation; None = as trained.
-        features_only: no head; the network then returns its pyramid.
+        features_only: True = no head, the network returns its pyramid; None = as trained or saved.
         accept_licence: consent to a licence that asks for it.
         progress: show a progress bar where a file has to be fetched.
         return_report: return (model, LoadReport).
@@ -109,8 +109,12 @@ def load(
         entry = saved.entry_as_in(file, entry)
     trained = {"num_classes": 0, **entry.options}
     asked = {"num_classes": num_classes, "in_channels": in_channels, "depth_stride": depth_stride}
-    asked |= {"output_stride": output_stride, "features_only": features_only or None}
+    asked |= {"output_stride": output_stride, "features_only": features_only}
     wanted = {**trained, **options, **{k: v for k, v in asked.items() if v is not None}}
+    if wanted.get("features_only") and num_classes:
+        raise OptionError(
+            f"num_classes={num_classes} and features_only exclude each other; allowed: one. Next: features_only=False"
+        )
     model: Any
     if weights is None:
         model, report = _random(entry, wanted)
@@ -121,7 +125,9 @@ def load(
         new_head = wanted["num_classes"] != trained["num_classes"]
         report = _fill(model, entry, found, in_channels_rule, new_head=new_head)
     model.eval()
-    model.entry, model.preprocess, model.options = entry, entry.preprocess, wanted
+    changed = {} if in_channels is None else {"channels": in_channels}
+    model.entry, model.options = entry, wanted
+    model.preprocess = dataclasses.replace(entry.preprocess, **changed)
     return (model, report) if return_report else model
 
 

@@ -35,14 +35,14 @@ def save(model: Any, path: str | os.PathLike[str], *, classes: tuple[str, ...] |
     if not isinstance(entry, Entry):
         raise OptionError(f"{type(model).__name__} does not come from svd_hub.load; allowed: a model that does")
     _refuse_changed(model, entry)
-    count = model.options["num_classes"]
+    count = 0 if model.options.get("features_only") else model.options["num_classes"]
     names = tuple(classes) if classes is not None else entry.classes if len(entry.classes) == count else ()
     if names and len(names) != count:
         raise OptionError(f"{len(names)} classes for {count} outputs; allowed: one name per output")
     record = {
         "entry": entry.name,
         "architecture": entry.architecture,
-        "options": dict(model.options),
+        "options": {**model.options, "num_classes": count},
         "task": "classification" if count else entry.task,
         "classes": list(names),
         "preprocess": dataclasses.asdict(model.preprocess),
@@ -79,14 +79,18 @@ def _refuse_changed(model: Any, entry: Entry) -> None:
     here, there = _geometry(model), _geometry(rebuilt)
     if changed := [name for name in here if here[name] != there.get(name)]:
         raise OptionError(
-            f"{len(changed)} modules have other strides or paddings than the model's options build ({changed[0]} "
-            "first). Next: ask load for them (depth_stride=...), or svd_hub.restore_depth(model) before saving"
+            f"{len(changed)} modules are of another kind or have other strides or paddings than the model's "
+            f"options build ({changed[0]} first). Next: ask load for them (depth_stride=...), or "
+            "svd_hub.restore_depth(model) before saving"
         )
 
 
 def _geometry(network: nn.Module) -> dict[str, list[str]]:
     keys = ("kernel_size", "stride", "padding", "dilation")
-    return {n: [str(getattr(m, k)) for k in keys if hasattr(m, k)] for n, m in network.named_modules()}
+    return {
+        name: [type(module).__name__, *(str(getattr(module, key)) for key in keys if hasattr(module, key))]
+        for name, module in network.named_modules()
+    }
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -124,7 +128,10 @@ def entry_as_in(file: Path, entry: Entry) -> Entry:
             f"{file.name} holds a {record['architecture']} with {options}, {entry.name!r} is a {entry.architecture} "
             f"with {fixed}. Next: svd_hub.load({str(file)!r}) loads it as what it is"
         )
-    return dataclasses.replace(entry_of_file(file), name=entry.name, overlay=entry.overlay)
+    found = entry_of_file(file)
+    return dataclasses.replace(
+        entry, options=found.options, task=found.task, classes=found.classes, preprocess_data=found.preprocess_data
+    )
 
 
 def entry_of_file(file: Path) -> Entry:
@@ -147,16 +154,20 @@ def entry_of_file(file: Path) -> Entry:
     } | record
     try:
         return Entry(
-            name=file.stem,
+            name=file.name,
             summary=f"saved from {record.get('entry', 'a network of ours')}",
             architecture=record["architecture"],
             options=record["options"],
             task=rest["task"],
             classes=tuple(rest["classes"]),
-            status="ours",
+            status="derived",
             licence=str(rest["licence"]),
+            licence_url=base.licence_url if base else "",
+            trained_on=f"what {base.name} was, and whatever else its owner used" if base else "",
+            paper=base.paper if base else "",
+            citation=base.citation if base else "",
+            link=base.link if base else "",
             preprocess_data=dict(rest["preprocess"]),
-            checked="file",
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(

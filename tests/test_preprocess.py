@@ -301,3 +301,10 @@ def test_description_mentions_what_is_set() -> None:
 def test_a_record_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=rf"{next(iter(wrong))}=.*allowed: "):
         Preprocess(**wrong)
+
+
+def test_making_a_picture_smaller_is_antialiased() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255  # the finest pattern: without a filter it stays black or white in places
+    x = Preprocess(modality="RGB", short_side=16)(stripes)
+    assert (x - 127.5).abs().max() < 40

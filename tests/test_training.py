@@ -654,3 +654,23 @@ def test_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         part.write(b"tw" + "o")  # type: ignore[operator]
     assert file.read_text() == "one"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_wrong_data_folder_leaves_no_run_behind(tmp_path: Path) -> None:
+    with pytest.raises(SvdHubError, match="no"):
+        engine.train(
+            "resnet3d18w16_lidc", run=tmp_path / "run", overrides={"data.init_args.folder": str(tmp_path / "none")}
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['pytorch_lightning'] = None; sys.argv = ['svd-hub', 'train', 'resnet3d18w16_lidc'];"
+        "from svd_hub.cli import main; main()"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert done.returncode == 1
+    assert 'pip install "svd-hub[train]"' in done.stderr
+    assert "Traceback" not in done.stderr

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from ..errors import MissingExtraError
 
 Data = Annotated[Path | None, typer.Option(help="The data set's folder.")]
 
@@ -78,7 +82,22 @@ def publish(
     typer.echo(json.dumps(publish_run(run, name, to), indent=1))
 
 
+def _needs_extra(command: Callable[..., None]) -> Callable[..., None]:
+    """Name the extra to install where a library is missing."""
+
+    @functools.wraps(command)
+    def wrapped(**arguments: Any) -> None:
+        try:
+            command(**arguments)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("svd_hub"):
+                raise
+            raise MissingExtraError(error.name, "train") from error
+
+    return wrapped
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     for command in (train, evaluate, publish):
-        app.command()(command)
+        app.command()(_needs_extra(command))

@@ -75,7 +75,7 @@ def versions() -> dict[str, str]:
 
 
 def _open(name: str, run: Path, overrides: dict[str, Any], *, resume: bool) -> recipes.Recipe:
-    """Return the recipe of a new run, whose folder is made, or of one that was stopped."""
+    """Return the recipe of a new run, or of one that was stopped."""
     kept = run / "recipe.yaml"
     if resume:
         if not kept.is_file():
@@ -85,10 +85,7 @@ def _open(name: str, run: Path, overrides: dict[str, Any], *, resume: bool) -> r
         return recipes.read(str(kept), overrides)
     if run.exists() and (not run.is_dir() or any(not file.name.startswith(".") for file in run.iterdir())):
         raise SvdHubError(f"run folder {run} is not empty. Next: --resume {run}, or choose another with --run")
-    recipe = recipes.read(name, overrides)
-    run.mkdir(parents=True, exist_ok=True)
-    write_text(kept, recipe.text)
-    return recipe
+    return recipes.read(name, overrides)
 
 
 def _record(recipe: recipes.Recipe, data: Any, file: Path) -> None:
@@ -146,7 +143,10 @@ def train(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     task, data = recipe.make()
-    data.setup("fit")
+    data.setup("fit")  # before anything is written: a wrong folder leaves no run behind
+    if not resume:
+        run.mkdir(parents=True, exist_ok=True)
+        write_text(run / "recipe.yaml", recipe.text)
     _record(recipe, data, run / "run.json")
     with console.quiet(), stop_signals() as stop:
         shown = [console.Bar()] if progress and console.watched() else []

@@ -1,4 +1,6 @@
-"""The authors' COCO detectors: `mp3d63-d720bda1.pth` (mmdet V1, half precision), and the backbones inside such files.
+"""The authors' COCO detectors: `mp3d63-d720bda1.pth` and the backbones inside such files.
+
+Third parties report mmdet V1 names and half precision for it; nobody of this project has opened it.
 
 Whole detectors have `backbone.`, `neck.`, `rpn_head.` and `bbox_head.` (mmdet V1) or `roi_head.` (V2); published
 backbones have the first part cut off. P3D calls its stem `conv1_custom` and its norms `norm_1`; ResNet3D has `gn1`.
@@ -19,7 +21,7 @@ from .svdnet_imagenet import RESNET_RULES, check_stem
 _DETECTOR = "belongs to the detector; the backbone entry holds the backbone alone"
 _DROP: tuple[Rule, ...] = (
     (r"^(neck|rpn_head|bbox_head|roi_head|mask_head)\.", _DETECTOR),
-    # The group transform turns volumes into 2D maps for the neck; the released MP3D-63 was trained without it.
+    # The group transform turns volumes into 2D maps for the neck; third parties found none in the released file.
     (r"^(backbone\.)?groupconv_\d\.", f"the group transform {_DETECTOR}"),
 )
 _P3D_RULES: tuple[Rule, ...] = ((r"^conv1_custom\.", "conv1."), (r"(^|\.)norm_(\d)\.", r"\1norm\2."))

@@ -1,7 +1,8 @@
 """The authors' ResNet3D files: `res3d18_imagenet_BN_73.07-5ff2ecb7.pth`, and whatever the same code saves.
 
-The published file has bare names (`conv1.weight`, `layer1.0.bn1.weight`) and convolutions in half precision. The code
-that made it also saves `backbone.` and `head.fc.`, GroupNorm as `gn1`, and the deep stem in three layouts.
+By what the code does, the published file has bare names (`conv1.weight`, `layer1.0.bn1.weight`) and convolutions in
+half precision; nobody of this project has opened it. The code also saves `backbone.` and `head.fc.`, GroupNorm as
+`gn1`, and the deep stem in three layouts.
 Sources: urmagicsmine/CSPR@390a413 tools/publish_model.py, mmcls/models/backbones/resnet3d.py,
 medseg/mmseg/models/backbones/resnet3d.py; urmagicsmine/CCF-Net@4bcbefe mmdet/models/backbones/resnet_3D.py.
 """
@@ -41,7 +42,7 @@ def check_stem(tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(
             f"this file has a deep stem with one more norm after it ({', '.join(extra)}); allowed: three convolutions "
             "with a norm each (stem='v1c'), or one convolution and norm. Next: no network of the hub has this stem; "
-            "take a file of the classifier code, or train one with recipe resnet3dv1c18_coco"
+            "take a file of the classifier code"
         )
 
 

@@ -41,7 +41,12 @@ def verify(entries: Iterable[Entry] | None = None) -> list[Verified]:
         results += [_verify_file(entry.name, path) for path in found]
         if not found:
             results.append(
-                Verified(entry=entry.name, path=None, state="absent", note=f"Next: svd-hub fetch {entry.name}")
+                Verified(
+                    entry=entry.name,
+                    path=None,
+                    state="absent",
+                    note=f"Next: svd-hub fetch {entry.name}" if entry.loadable else f"no weights exist: {entry.reason}",
+                )
             )
     return results
 

@@ -45,7 +45,7 @@ def lock(entry: Entry) -> Iterator[None]:
     handle = _open_lock(path)
     try:
         if _acquire(handle) is False:
-            log.info("waiting for another process that brings %s (%s)", entry.name, path)
+            log.warning("waiting for another process that brings %s (%s)", entry.name, path)
             _acquire(handle, wait=True)
         paths.add(path)
         yield
