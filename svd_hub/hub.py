@@ -125,9 +125,9 @@ def load(
         new_head = wanted["num_classes"] != trained["num_classes"]
         report = _fill(model, entry, found, in_channels_rule, new_head=new_head)
     model.eval()
-    changed = {} if in_channels is None else {"channels": in_channels}
+    channels = entry.preprocess.channels if in_channels is None else in_channels
     model.entry, model.options = entry, wanted
-    model.preprocess = dataclasses.replace(entry.preprocess, **changed)
+    model.preprocess = dataclasses.replace(entry.preprocess, channels=channels)
     return (model, report) if return_report else model
 
 
