@@ -140,7 +140,8 @@ class DepthReport:
         return not self.untreated
 
     def __str__(self) -> str:
-        lines = [f"depth is kept: {len(self.changed)} changed, {len(self.untreated)} untreated"]
+        head = "depth is kept" if self.complete else "depth is not kept everywhere"
+        lines = [f"{head}: {len(self.changed)} changed, {len(self.untreated)} untreated"]
         lines += [f"  changed    {change}" for change in self.changed]
         lines += [f"  global     {name or '<root>'}" for name in self.global_pools]
         lines += [f"  untreated  {name or '<root>'}: {reason}" for name, reason in self.untreated]

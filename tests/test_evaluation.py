@@ -88,3 +88,8 @@ def test_an_entry_without_a_recipe_is_told(tmp_path: Path) -> None:
     checkpoint.write(tmp_path / "net.safetensors", tensors, {"architecture": "resnet3d", "options": options})
     with pytest.raises(SvdHubError, match=r"no recipe.*--recipe"):
         evaluate_entry(str(tmp_path / "net.safetensors"))
+
+
+def test_a_head_of_another_task_is_refused() -> None:
+    with pytest.raises(SvdHubError, match="200 outputs"):
+        evaluate_entry("resnet3d18w16_tinyimagenet", recipe="resnet3d18w16_lidc")

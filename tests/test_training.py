@@ -674,3 +674,13 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert 'pip install "svd-hub[train]"' in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_shortened_key_is_no_key() -> None:
+    with pytest.raises(SvdHubError, match="epoch"):
+        recipes.read("resnet3d18w16_lidc", {"run.epoch": 1})
+
+
+def test_an_unknown_init_is_one_message() -> None:
+    with pytest.raises(SvdHubError, match="nope"):
+        recipes.read("resnet3d18w16_lidc", {"task.init_args.network.init": "nope"}).make()

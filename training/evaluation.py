@@ -82,6 +82,12 @@ def evaluate_entry(
         )
     overrides = {"data.init_args.folder": str(data.absolute())} if data is not None else {}
     module = recipes.read(source, overrides).make_data()
+    classes, outputs = len(module.class_names()), model.options["num_classes"]
+    if model.options.get("features_only") or (classes and outputs != classes):
+        raise SvdHubError(
+            f"{name!r} has {outputs} outputs, the data of recipe {source!r} have {classes} classes. "
+            "Next: give the recipe these weights were trained by"
+        )
     module.setup("validate")
     labels, logits = [], []
     with torch.inference_mode():

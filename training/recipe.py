@@ -58,14 +58,20 @@ class Recipe:
     def make(self) -> tuple[pl.LightningModule, pl.LightningDataModule]:
         """Return the task and the data, made in this order after seeding."""
         pl.seed_everything(self.settings.seed, verbose=False)
-        made = self.parser.instantiate(self.config)
+        made = self._instantiate(self.config)
         return made.task, made.data
 
     def make_data(self) -> Any:
         """Return the data module alone."""
         config = self.config.clone()
         del config["task"]
-        return self.parser.instantiate(config).data
+        return self._instantiate(config).data
+
+    def _instantiate(self, config: Namespace) -> Any:
+        try:
+            return self.parser.instantiate(config)
+        except ValueError as error:
+            raise SvdHubError(f"recipe {self.name}: {_readable(error)}") from error
 
 
 def recipe_path(name: str) -> Path:
@@ -90,7 +96,7 @@ def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
         SvdHubError: an unknown recipe, key or value; the message is the parser's, without what it tried besides.
     """
     path = recipe_path(name)
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--name", type=str, required=True)
     parser.add_argument("--summary", type=str, default="")
     parser.add_argument("--expected", type=dict[str, Any], default={})
