@@ -24,15 +24,29 @@ RATES = (3e-4, 1e-3)
 INNER = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
 
 
-def run(data: Path, arm: str, rate: float, seed: int, train: list[int], val: int, folder: Path) -> dict[str, Any]:
-    """Train once, or go on, or read a finished run; return the last epoch's metrics."""
+def run(
+    data: Path,
+    arm: str,
+    rate: float,
+    seed: int,
+    train: list[int],
+    val: int,
+    folder: Path,
+    *,
+    init: str = "",
+    more: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train once, or go on, or read a finished run; return the last epoch's metrics.
+
+    `init` is the entry an arm starts from, if it is none of `ARMS`; `more` are further settings of the recipe.
+    """
     from svd_hub.training import engine
 
     place = folder / f"{arm}-lr{rate:g}-seed{seed}-fold{val}"
 
-    settings = {
+    settings = (more or {}) | {
         "run.seed": seed,
-        "task.init_args.network.init": ARMS[arm],
+        "task.init_args.network.init": init or ARMS[arm],
         "task.init_args.optimiser.lr": rate,
         "data.init_args.folder": str(data),
         "data.init_args.train_folds": json.dumps(train),

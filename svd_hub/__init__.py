@@ -28,6 +28,7 @@ _DOOR = {
     "Entry": "catalog",
     "Preprocess": "preprocess",
     "count": "count",
+    "inflate": "inflate",
     "rgb_to_depth": "variable_dimension",
     "preserve_depth": "variable_dimension",
     "restore_depth": "variable_dimension",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .hub import LoadReport as LoadReport
     from .hub import load as load
     from .hub import save as save
+    from .inflate import inflate as inflate
     from .preprocess import Preprocess as Preprocess
     from .variable_dimension import GroupTransform as GroupTransform
     from .variable_dimension import preserve_depth as preserve_depth

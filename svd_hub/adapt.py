@@ -1,17 +1,21 @@
-"""Changes a weight undergoes on its way into a network of another head or input. Each keeps a law that a test holds."""
+"""What a weight undergoes on its way into a network of another head, input or kernel; a test holds each law."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import check_choice
-
-CHANNEL_RULES = ("sum", "mean")
-HEAD = "fc."
+from .entry import Entry
+from .inflate import CHANNEL_RULES as CHANNEL_RULES
+from .inflate import change_channels as change_channels
+from .inflate import inflate_kernel
+from .models import Backbone
+from .models.acs import ACSConv
 
 
 @dataclass(frozen=True)
@@ -27,53 +31,86 @@ class Adaptation:
         return f"{self.name} {self.before or 'absent'} -> {self.after or 'absent'}: {self.rule}"
 
 
+def values_that_fit(entry: Entry, option: str, default: Any) -> list[Any]:
+    """Return the values of a weight option that the weights of `entry` can be adapted to, the trained one first."""
+    values = [plain(entry.options.get(option, default))]
+    if option == "convolution" and entry.inflation == "acs":
+        values.append("acs")  # the stored form: 2D kernels, trained on as ACS
+    if option == "stem_depth" and values == [3]:
+        values.append(7)  # zeros around the kernel and as much more padding: the same function
+    return values
+
+
+def plain(value: Any) -> Any:
+    """Return an option's value as it compares: TOML and JSON have lists where Python has tuples."""
+    return tuple(plain(item) for item in value) if isinstance(value, list | tuple) else value
+
+
 def first_convolution(network: nn.Module) -> str:
     """Return the name of the weight that reads the input."""
     for name, module in network.named_modules():
-        if isinstance(module, nn.Conv3d):
+        if isinstance(module, nn.Conv3d | ACSConv):
             return f"{name}.weight"
     raise TypeError(f"{type(network).__name__} has no Conv3d")
 
 
-def change_channels(weight: Tensor, channels: int, rule: str) -> Tensor:
-    """Return a first kernel (O, I, ...) for another number of input channels.
-
-    "sum": the kernels are added up and shared out equally, so a grey volume repeated over the new channels gives
-    exactly what it gave repeated over the old ones. "mean": their mean at every new channel (3 -> 1 as the SVD-Net
-    paper did: a third of "sum").
-    """
-    check_choice("in_channels_rule", rule, CHANNEL_RULES)
-    total = weight.sum(1, keepdim=True)
-    one = total / channels if rule == "sum" else total / weight.shape[1]
-    return one.expand(-1, channels, *weight.shape[2:]).contiguous()
+def deepen(weight: Tensor, depth: int) -> Tensor:
+    """Return a kernel (O, I, D, H, W) with zeros around its depth: with as much more padding, the same function."""
+    more = (depth - weight.shape[2]) // 2
+    return F.pad(weight, (0, 0, 0, 0, more, more))
 
 
 def adapt(
-    tensors: Mapping[str, Tensor], network: nn.Module, *, in_channels_rule: str, new_head: bool
+    tensors: Mapping[str, Tensor], network: Backbone, *, in_channels_rule: str, new_head: bool, inflation: str = ""
 ) -> tuple[dict[str, Tensor], list[Adaptation]]:
     """Return the tensors as `network` (built on any device) needs them, and every change made.
 
     Args:
         tensors: of the network as it was trained.
-        network: the network asked for: another head (`new_head`) or none, other input channels.
+        network: the network asked for: another head (`new_head`) or none, other input channels, a deeper stem, 3D
+            kernels for 2D ones.
+        in_channels_rule: see `change_channels`.
+        new_head: what the weights have under `network.head` is left, and made new.
+        inflation: the rule of `svd_hub.inflate` by which 2D kernels become 3D, "" = there are none.
     """
     wanted = dict(network.state_dict())
     adapted = dict(tensors)
     changes: list[Adaptation] = []
+
+    def change(name: str, rule: str, new: Tensor) -> None:
+        changes.append(Adaptation(name, rule, tuple(adapted[name].shape), tuple(new.shape)))
+        adapted[name] = new
+
     first = first_convolution(network)
-    if first in adapted and adapted[first].shape != wanted[first].shape:
-        old = adapted[first]
-        if old.shape[0] == wanted[first].shape[0] and old.shape[2:] == wanted[first].shape[2:]:
-            adapted[first] = change_channels(old, wanted[first].shape[1], in_channels_rule)
-            rule = f"input channels by {in_channels_rule}"
-            changes.append(Adaptation(first, rule, tuple(old.shape), tuple(adapted[first].shape)))
-    for name in [n for n in adapted if n.startswith(HEAD)]:
-        if name not in wanted or new_head:
-            changes.append(Adaptation(name, "head dropped", tuple(adapted.pop(name).shape), ()))
-    if new_head and f"{HEAD}weight" in wanted:
-        shape = tuple(wanted[f"{HEAD}weight"].shape)
-        adapted[f"{HEAD}weight"] = torch.empty(shape).normal_(std=0.01)
-        adapted[f"{HEAD}bias"] = torch.zeros(shape[0])
-        changes.append(Adaptation(f"{HEAD}weight", "new head, normal with std 0.01", (), shape))
-        changes.append(Adaptation(f"{HEAD}bias", "new head, zeros", (), shape[:1]))
-    return adapted, changes
+    for name, tensor in tensors.items():
+        if inflation and name in wanted and tensor.ndim == 4 and wanted[name].ndim == 5:
+            change(name, f"2D kernel inflated by {inflation}", inflate_kernel(tensor, inflation))
+    if first in adapted and adapted[first].ndim == wanted[first].ndim:
+        _adapt_first(first, adapted, wanted[first].shape, in_channels_rule, change)
+    return adapted, [*changes, *_adapt_head(adapted, wanted, network, new_head=new_head)]
+
+
+def _adapt_first(name: str, adapted: Mapping[str, Tensor], want: torch.Size, rule: str, change: Any) -> None:
+    old = adapted[name]
+    if old.ndim == 5 and 1 < old.shape[2] < want[2] and old.shape[3:] == want[3:] and (want[2] - old.shape[2]) % 2 == 0:
+        change(name, f"depth {old.shape[2]} -> {want[2]} with zeros, the same function", deepen(old, want[2]))
+        old = adapted[name]
+    if old.shape[1] != want[1] and old.shape[0] == want[0] and old.shape[2:] == want[2:]:
+        change(name, f"input channels by {rule}", change_channels(old, want[1], rule))
+
+
+def _adapt_head(
+    adapted: dict[str, Tensor], wanted: Mapping[str, Tensor], network: Backbone, *, new_head: bool
+) -> list[Adaptation]:
+    changes = []
+    for name in [n for n in adapted if n.startswith((network.head, *network.decoder))]:
+        if name not in wanted or (new_head and name.startswith(network.head)):
+            part = "head" if name.startswith(network.head) else "decoder"
+            changes.append(Adaptation(name, f"{part} dropped", tuple(adapted.pop(name).shape), ()))
+    for name in [n for n in wanted if new_head and n.startswith(network.head)]:
+        shape = tuple(wanted[name].shape)
+        weight = len(shape) > 1
+        adapted[name] = torch.empty(shape).normal_(std=0.01) if weight else torch.zeros(shape)
+        rule = "new head, normal with std 0.01" if weight else "new head, zeros"
+        changes.append(Adaptation(name, rule, (), shape))
+    return changes

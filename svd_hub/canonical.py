@@ -11,8 +11,10 @@ from typing import Any
 
 from . import checkpoint, origins, store
 from .catalog import Entry, get_entry
-from .errors import CheckpointError, OptionError
+from .diagnosis import some
+from .errors import CheckpointError, IntegrityError, OptionError
 from .files import sha256_of
+from .identify import identify
 from .origins.conversion import Conversion
 from .report import LoadReport
 from .saved import write_out
@@ -22,7 +24,8 @@ from .transport import folder_error
 
 def converter_version(entry: Entry) -> str:
     """Return what the conversion of an entry's file depends on, for the cache path."""
-    text = json.dumps([entry.architecture, dict(entry.options)], sort_keys=True)
+    parts = [entry.architecture, dict(entry.options), *filter(None, [dict(entry.stored)])]
+    text = json.dumps(parts, sort_keys=True)
     return f"{entry.origin}-{origins.CONVERTER_VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -45,7 +48,9 @@ def _bring(entry: Entry, progress: bool) -> store.Local:
         try:
             done = convert(entry, fetched.path)
         except CheckpointError as error:
-            raise CheckpointError(f"{entry.name!r}: what came from {fetched.source} was not kept. {error}") from error
+            told = CheckpointError(f"{entry.name!r}: what came from {fetched.source} was not kept. {error}")
+            told.upstream = {**error.upstream, "sha256": fetched.sha256, "size": fetched.size}
+            raise told from error
         return _publish(entry, done, work, fetched)
 
 
@@ -63,7 +68,10 @@ def _record(entry: Entry, done: Conversion, source_sha256: str) -> dict[str, Any
     return {
         "entry": entry.name,
         "architecture": entry.architecture,
-        "options": dict(entry.options),
+        "options": {**entry.options, **done.options},
+        "stored": dict(entry.stored),
+        "inflation": entry.inflation,
+        "found": dict(done.options),
         "task": entry.task,
         "classes": list(entry.classes),
         "preprocess": dict(entry.preprocess_data),
@@ -72,6 +80,7 @@ def _record(entry: Entry, done: Conversion, source_sha256: str) -> dict[str, Any
         "converter_version": origins.CONVERTER_VERSION,
         "source_sha256": source_sha256,
         "source_file": entry.source.file,
+        "upstream": dict(done.upstream),
         "renamed": dict(done.renamed),
         "dropped": dict(done.dropped),
         "notes": list(done.notes),
@@ -85,20 +94,44 @@ def convert(entry: Entry, file: Path) -> Conversion:
         CheckpointError: it is not that network; the message names what it looks like.
     """
     read = checkpoint.read(file)
-    done = origins.get_origin(entry.origin).convert(read.tensors, entry.options)
-    expected = shapes(skeleton(entry.architecture, entry.options).state_dict())
+    upstream = _held(read)
+    try:
+        done = _convert(entry, read, file.name)
+    except CheckpointError as error:
+        error.upstream = upstream
+        raise
+    return dataclasses.replace(done, upstream=upstream)
+
+
+def _held(read: checkpoint.Checkpoint) -> dict[str, Any]:
+    """What a file holds, as JSON values: kept in the record, so that its layout can be told without it."""
+    tensors = [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in read.tensors.items()]
+    facts = {"kind": read.kind, "wrapper": read.wrapper, "prefix": read.prefix, "skipped": list(read.skipped)}
+    return {**facts, "tensors": tensors}
+
+
+def _convert(entry: Entry, read: checkpoint.Checkpoint, file_name: str) -> Conversion:
+    origin = origins.get_origin(entry.origin)
+    done = origin.convert(read.tensors, entry.stored_options)
+    options_of = getattr(origin, "options_of", None)
+    found = options_of(read.tensors, entry.stored_options) if options_of else {}
+    found = {key: value for key, value in found.items() if value != entry.stored_options.get(key)}
+    expected = shapes(skeleton(entry.architecture, {**entry.stored_options, **found}).state_dict())
     if shapes(done.tensors) != expected:
         told = checkpoint.diagnose(done.tensors, expected)
+        names = [name for name in identify(read.tensors) if name != entry.name]
+        fits = f" It has the layout of {some(names, 4)}." if names else ""
+        use = f"take {names[0]!r} if that is what it is" if names else "svd-hub list says which entry yours may be"
         raise CheckpointError(
-            f"{file.name} is not a checkpoint of {entry.name!r}: {told}. "
-            f"Next: svd-hub info {entry.name} says which file it is, svd-hub list which entry yours may be"
+            f"{file_name} is not a checkpoint of {entry.name!r}: {told}.{fits} "
+            f"Next: svd-hub info {entry.name} says which file it is; {use}"
         )
     notes = list(done.notes)
     if read.prefix:
         notes.append(f"prefix {read.prefix!r} stripped from every key")
     if read.wrapper != "flat":
         notes.append(f"taken from {read.wrapper!r} of the file")
-    return dataclasses.replace(done, notes=tuple(notes))
+    return dataclasses.replace(done, notes=tuple(notes), options=found)
 
 
 def convert_file(name: str, file: Path, *, to: Path | None = None) -> LoadReport:
@@ -134,7 +167,13 @@ def convert_file(name: str, file: Path, *, to: Path | None = None) -> LoadReport
                 shutil.copyfile(file, copy)
             except OSError as error:
                 raise CheckpointError(f"{file} cannot be read: {error.strerror}. Next: check the path") from error
-            fetched = store.examine(entry, copy, source=str(file))
+            try:
+                fetched = store.examine(entry, copy, source=str(file))
+            except IntegrityError as error:
+                raise IntegrityError(
+                    f"{error} Next: take the file that svd-hub info {name} names; to use this one as another file of "
+                    f"the same network, svd_hub.load({name!r}, weights={str(file)!r}), or add --to FILE.safetensors"
+                ) from None
             done, digest = convert(entry, copy), fetched.sha256
             place = _publish(entry, done, work, fetched).path
     return LoadReport(

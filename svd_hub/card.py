@@ -14,7 +14,7 @@ STATUS_WORDS = {
     "converted": "a third party's file, converted",
     "derived": "computed from other weights",
     "recipe": "no weights exist yet; the recipe is all there is",
-    "unavailable": "never released upstream",
+    "unavailable": "not to be had through this hub",
 }
 CHECKED_WORDS = {
     "file": "this project has opened the real file",
@@ -42,6 +42,16 @@ def source_line(entry: Entry) -> str:
     return places[source.kind]
 
 
+def _stored_line(entry: Entry) -> str:
+    """Return in words what `load` adapts the upstream file from."""
+    words = []
+    if entry.inflation:
+        words.append(f"2D kernels, inflated at load by {entry.inflation}")
+    if "in_channels" in entry.stored:
+        words.append(f"{entry.stored['in_channels']} input channels, added up at load unless asked otherwise")
+    return "; ".join(words) or ", ".join(f"{k}={v!r}" for k, v in entry.stored.items())
+
+
 def render(entry: Entry) -> str:
     """Return the card of an entry."""
     source = entry.source
@@ -52,6 +62,7 @@ def render(entry: Entry) -> str:
     opened = f"{entry.checked}{f' ({entry.checked_on})' if entry.checked_on else ''}: {CHECKED_WORDS[entry.checked]}"
     licence = f"{entry.licence}{f' ({entry.licence_url})' if entry.licence_url else ''}"
     licence += "; asks for consent: accept_licence=True" if entry.consent else ""
+    licence += f"; forbids {entry.terms.forbids}" if entry.terms and entry.terms.forbids else ""
     lines = [
         f"# {entry.name}",
         "",
@@ -62,7 +73,10 @@ def render(entry: Entry) -> str:
         "| | |",
         "|---|---|",
         f"| load | `{load_line(entry)}` |",
-        f"| architecture | {entry.architecture} ({options}) |",
+        f"| architecture | {f'{entry.architecture} ({options})' if entry.architecture else 'none of this hub'} |",
+        *([f"| backbone | {entry.backbone} |"] if entry.backbone else []),
+        *([f"| parameters | {entry.parameters:,} |"] if entry.parameters else []),
+        *([f"| in the file | {_stored_line(entry)} |"] if entry.stored else []),
         f"| task | {entry.task} |",
         f"| outputs | {entry.outputs or 'see the architecture'} |",
         f"| status | {entry.status}: {STATUS_WORDS[entry.status]} |",
@@ -73,7 +87,7 @@ def render(entry: Entry) -> str:
         f"| source | {source_line(entry)} |",
         f"| sha256 | {hash_words} |",
         f"| size | {f'{source.size:,} bytes' if source.size else 'not known'} |",
-        f"| recipe | {entry.recipe or 'upstream'} |",
+        f"| recipe | {entry.recipe or ('not published here' if entry.loadable else 'none')} |",
     ]
     if entry.reason:
         lines += ["", f"**Why there are no weights:** {entry.reason}"]
@@ -90,10 +104,13 @@ def render(entry: Entry) -> str:
 
 
 def readme_table(entries: Iterable[Entry]) -> str:
-    """Return the README's table of entries, Markdown."""
-    lines = ["| name | status | real file opened | task | licence | trained on |", "|---|---|---|---|---|---|"]
+    """Return the README's table of entries, Markdown; entries that say the same of themselves share a line."""
+    rows: dict[tuple[str, ...], list[str]] = {}
     for entry in entries:
+        licence = f"{entry.licence} (asks for consent)" if entry.consent else entry.licence
         opened = "yes" if entry.checked == "file" else "no"
-        cells = (f"`{entry.name}`", entry.status, opened, entry.task, entry.licence, entry.trained_on or "-")
-        lines.append(f"| {' | '.join(cells)} |")
+        key = (entry.status, opened, entry.task if entry.architecture else "-", licence, entry.trained_on or "-")
+        rows.setdefault(key, []).append(f"`{entry.name}`")
+    lines = ["| names | status | real file opened | task | licence | trained on |", "|---|---|---|---|---|---|"]
+    lines += [f"| {' | '.join((' '.join(names), *key))} |" for key, names in rows.items()]
     return "\n".join(lines) + "\n"

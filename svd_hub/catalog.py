@@ -12,135 +12,20 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .entry import CHECKED as CHECKED
+from .entry import LOADABLE as LOADABLE
+from .entry import NOT_STATED as NOT_STATED
+from .entry import SOURCES as SOURCES
+from .entry import STATUSES, TASKS, Metric
+from .entry import Entry as Entry
+from .entry import Licence as Licence
+from .entry import Source as Source
 from .errors import OptionError, SvdHubError, UnknownEntryError, check_choice, nearest
-
-if TYPE_CHECKING:
-    from .preprocess import Preprocess
-
-STATUSES = ("ours", "official", "converted", "derived", "recipe", "unavailable")
-CHECKED = ("file", "layout", "never")
-SOURCES = ("none", "bundled", "url", "gdrive", "hf", "folder")
-TASKS = ("backbone", "classification", "segmentation", "detection")
-LOADABLE = ("ours", "official", "converted", "derived")
-NOT_STATED = "not stated"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where the bytes of an entry are, and what they must hash to.
-
-    Attributes:
-        kind: one of `SOURCES`. "folder": a shared folder without a link per file, to be fetched by hand.
-        file: the file's own name (also what a mirror or a by-hand copy must be called).
-        url: the direct link of `url`, the folder's page of `folder`.
-        repo, revision: of `hf`; the revision is a 40-hex commit.
-        id: Google Drive's file id of `gdrive`.
-        sha256: the full hash of the file, or the prefix that is all upstream states, or "" where nothing is known.
-        size: bytes, 0 = not known.
-        max_size: bytes at which a download is given up.
-    """
-
-    kind: str = "none"
-    file: str = ""
-    url: str = ""
-    repo: str = ""
-    revision: str = ""
-    id: str = ""
-    sha256: str = ""
-    size: int = 0
-    max_size: int = 4_000_000_000
-
-    def __post_init__(self) -> None:
-        check_choice("source.kind", self.kind, SOURCES)
-        if self.file != Path(self.file).name:
-            raise OptionError(f"source.file={self.file!r} is not allowed; allowed: a bare file name")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One measured number: its name and value, the data set and split, and the recipe or source that made it."""
-
-    name: str
-    value: float
-    dataset: str
-    split: str
-    made_by: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One name of the hub. See docs/architecture.md for what each key means.
-
-    Attributes:
-        options: the architecture's arguments that these weights need; a user never has to know them.
-        consent: the licence asks for consent first, as non-commercial ones do: `load(..., accept_licence=True)`.
-        preprocess_data: keyword arguments of `svd_hub.Preprocess`; read it through `.preprocess`.
-        checked: has this project opened the real file ("file"), or only its documented layout? `checked_on`: when.
-        overlay: the file that changed this entry, or "".
-    """
-
-    name: str
-    summary: str
-    architecture: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    task: str = "backbone"
-    outputs: str = ""
-    classes: tuple[str, ...] = ()
-    status: str
-    reason: str = ""
-    origin: str = "svd_hub"
-    source: Source = field(default_factory=Source)
-    licence: str = NOT_STATED
-    licence_url: str = ""
-    consent: bool = False
-    rehost: bool = False
-    trained_on: str = ""
-    recipe: str = ""
-    paper: str = ""
-    citation: str = ""
-    link: str = ""
-    notes: tuple[str, ...] = ()
-    preprocess_data: Mapping[str, Any] = field(default_factory=dict)
-    metrics: tuple[Metric, ...] = ()
-    checked: str = "never"
-    checked_on: str = ""
-    overlay: str = ""
-
-    def __post_init__(self) -> None:
-        check_choice("status", self.status, STATUSES)
-        check_choice("checked", self.checked, CHECKED)
-        check_choice("task", self.task, TASKS)
-
-    @property
-    def loadable(self) -> bool:
-        """True where weights exist somewhere."""
-        return self.status in LOADABLE
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """The `svd_hub.Preprocess` these weights were trained with.
-
-        Raises:
-            OptionError: the entry's data is not one's.
-        """
-        from .preprocess import Preprocess
-
-        try:
-            return Preprocess(**self.preprocess_data)
-        except (TypeError, ValueError) as error:
-            raise OptionError(f"preprocess of {self.name!r}: {error}") from error
-
-    def card(self) -> str:
-        """Return the model card, Markdown, made from this entry alone."""
-        from .card import render
-
-        return render(self)
-
 
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "str": (str,),
@@ -158,18 +43,20 @@ _NEEDED = {
     "hf": ("repo", "revision", "file"),
     "folder": ("url", "file"),
 }
+_TABLES = ("entry", "licence")
 
 
-def _file_entries(path: Any) -> dict[str, Any]:
+def _file_tables(path: Any) -> dict[str, dict[str, Any]]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SvdHubError(f"catalogue {path} cannot be read: {error}. Next: repair or unset SVD_HUB_CATALOG") from error
-    if (wrong := sorted(set(data) - {"entry"})) or not isinstance(data.get("entry", {}), dict):
+    wrong = sorted(set(data) - set(_TABLES)) or [k for k in data if not isinstance(data[k], dict)]
+    if wrong:
         raise OptionError(
-            f"catalogue {path}: {', '.join(wrong) or 'entry'} is not allowed; allowed: [entry.NAME] tables"
+            f"catalogue {path}: {', '.join(wrong)} is not allowed; allowed: [entry.NAME] and [licence.ID] tables"
         )
-    return dict(data.get("entry", {}))
+    return {key: dict(data.get(key, {})) for key in _TABLES}
 
 
 def _fits(value: object, kind: str) -> bool:
@@ -198,7 +85,7 @@ def _make(kind: Any, table: object, where: str, **given: Any) -> Any:
         raise OptionError(f"catalogue {where}: {error}") from None
 
 
-def _build(name: str, table: Mapping[str, Any], overlay: str) -> Entry:
+def _build(name: str, table: Mapping[str, Any], overlay: str, licences: Mapping[str, Licence]) -> Entry:
     where, rest = f"entry {name!r}", dict(table)
     source, metrics, preprocess = rest.pop("source", {}), rest.pop("metrics", []), rest.pop("preprocess", {})
     if not isinstance(metrics, list) or not isinstance(preprocess, dict):
@@ -209,13 +96,14 @@ def _build(name: str, table: Mapping[str, Any], overlay: str) -> Entry:
         where,
         name=name,
         overlay=overlay,
+        terms=licences.get(str(rest.get("licence"))),
         source=_make(Source, source, f"{where}.source"),
         metrics=tuple(_make(Metric, metric, f"{where}.metrics") for metric in metrics),
         preprocess_data=preprocess,
     )
     if faults := "; ".join(_faults(entry)):
         raise OptionError(f"catalogue {where}: {faults}")
-    return entry
+    return replace(entry, licence_url=entry.licence_url or (entry.terms.url if entry.terms else ""))
 
 
 def _faults(entry: Entry) -> Iterator[str]:
@@ -233,6 +121,10 @@ def _faults(entry: Entry) -> Iterator[str]:
         yield f"source.revision {source.revision!r} is not a commit of 40 hex digits"
     if not 0 <= source.size <= source.max_size:
         yield f"source.size {source.size} is not allowed; allowed: 0 (not known) to max_size {source.max_size}"
+    if not entry.architecture and entry.status != "unavailable":
+        yield f"status {entry.status!r} needs an architecture"
+    if entry.inflation and not entry.stored:
+        yield "an inflation needs the stored options of the 2D file"
     if not entry.loadable and not entry.reason:
         yield f"status {entry.status!r} needs a reason"
     if entry.checked != "never" and not re.fullmatch(r"\d{4}-\d\d-\d\d", entry.checked_on):
@@ -249,20 +141,68 @@ def _merge(base: Mapping[str, Any], over: object, where: str) -> dict[str, Any]:
     return merged
 
 
+def _inherit(name: str, tables: Mapping[str, Any], below: tuple[str, ...]) -> dict[str, Any]:
+    """Return the table of an entry laid over the one that it is `like`: what they share is written once.
+
+    What an entry says replaces what the other says. `source` alone is merged key by key; a source of another kind
+    starts afresh, and another file never takes over a hash or a size.
+    """
+    where = f"entry {name!r}"
+    table = _merge({}, tables.get(name, {}), where)
+    base = table.pop("like", None)
+    if base is None:
+        return table
+    if not isinstance(base, str) or base not in tables or base in below:
+        raise OptionError(f"catalogue {where}: like={base!r} is not allowed; allowed: another entry of this file")
+    inherited, source = _inherit(base, tables, (*below, name)), table.get("source", {})
+    if "licence" in table:
+        inherited.pop("licence_url", None)
+    taken = {} if "kind" in source else inherited.get("source", {})
+    if "file" in source:
+        taken = {key: value for key, value in taken.items() if key not in ("sha256", "size")}
+    return {**inherited, **table, "source": {**taken, **source}}
+
+
 @functools.lru_cache(maxsize=8)
-def _read(overlay: str) -> dict[str, Entry]:
-    tables = _file_entries(resources.files(__package__).joinpath("catalog.toml"))
-    changed = _file_entries(Path(overlay)) if overlay else {}
+def _read(overlay: str) -> tuple[dict[str, Entry], dict[str, Licence]]:
+    ours = _file_tables(resources.files(__package__).joinpath("catalog.toml"))
+    over = _file_tables(Path(overlay)) if overlay else {key: {} for key in _TABLES}
+    licences = {key: _licence(key, ours["licence"], over["licence"]) for key in ours["licence"] | over["licence"]}
     entries = {}
+    changed = over["entry"]
+    tables = {name: _inherit(name, ours["entry"], ()) for name in ours["entry"]}
     for name in sorted(tables.keys() | changed.keys()):
         table = _merge(tables.get(name, {}), changed.get(name, {}), f"entry {name!r}")
-        entries[name] = _build(name, table, overlay if name in changed else "")
-    return entries
+        entries[name] = _build(name, table, overlay if name in changed else "", licences)
+        own = licences.get(str(tables.get(name, {}).get("licence")))
+        if own is not None and own.consent and not entries[name].consent:
+            raise OptionError(
+                f"catalogue entry {name!r}: licence {entries[name].licence!r} in place of {own.id!r}, which asks for "
+                "consent, is not allowed. Next: SVD_HUB_ACCEPT_LICENCE gives consent for a whole machine"
+            )
+    return entries, licences
+
+
+def _licence(key: str, ours: Mapping[str, Any], over: Mapping[str, Any]) -> Licence:
+    """Return a licence; an overlay cannot take away that it asks for consent."""
+    table = _merge(ours.get(key, {}), over.get(key, {}), f"licence {key!r}")
+    made: Licence = _make(Licence, table, f"licence {key!r}", id=key)
+    if ours.get(key, {}).get("consent") and not made.consent:
+        raise OptionError(
+            f"catalogue licence {key!r}: consent=false is not allowed: it asks for consent. "
+            "Next: SVD_HUB_ACCEPT_LICENCE gives it for a whole machine"
+        )
+    return made
 
 
 def all_entries() -> dict[str, Entry]:
     """Return every entry by name, the overlay of `SVD_HUB_CATALOG` included."""
-    return dict(_read(os.environ.get("SVD_HUB_CATALOG", "")))
+    return dict(_read(os.environ.get("SVD_HUB_CATALOG", ""))[0])
+
+
+def all_licences() -> dict[str, Licence]:
+    """Return the licences that the catalogue describes, by id, the overlay's included."""
+    return dict(_read(os.environ.get("SVD_HUB_CATALOG", ""))[1])
 
 
 def get_entry(name: str) -> Entry:
@@ -281,7 +221,12 @@ def get_entry(name: str) -> Entry:
 
 
 def list_entries(
-    pattern: str = "*", *, task: str | None = None, status: str | None = None, licence: str | None = None
+    pattern: str = "*",
+    *,
+    task: str | None = None,
+    status: str | None = None,
+    licence: str | None = None,
+    compatible: str | None = None,
 ) -> list[str]:
     """Return the names that match a shell pattern (or hold it as a part) and every filter given, sorted.
 
@@ -290,7 +235,9 @@ def list_entries(
         task: one of `TASKS`.
         status: one of `STATUSES`.
         licence: an SPDX name or "not stated", in any case.
+        compatible: a backbone such as "resnet3d18", or an entry: only what the same backbone can start from.
     """
+    family = _backbone(compatible) if compatible is not None else None
     if task is not None:
         check_choice("task", task, TASKS)
     if status is not None:
@@ -303,4 +250,18 @@ def list_entries(
         and task in (None, entry.task)
         and status in (None, entry.status)
         and (licence is None or licence.lower() == entry.licence.lower())
+        and family in (None, entry.backbone)
     ]
+
+
+def _backbone(name: str) -> str:
+    """Return the backbone that `name` is, or that the entry `name` has."""
+    entries = all_entries()
+    backbones = {entry.backbone for entry in entries.values() if entry.backbone}
+    found = entries[name].backbone if name in entries else name
+    if found not in backbones:
+        raise OptionError(
+            f"compatible={name!r} is not allowed; nearest: {nearest(name, backbones)}; "
+            f"allowed: an entry, or one of {', '.join(sorted(backbones))}"
+        )
+    return found

@@ -9,7 +9,7 @@ import sys
 import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,7 +18,10 @@ from rich.table import Table
 
 from . import __version__
 from .catalog import Entry, all_entries, get_entry, list_entries
-from .errors import SvdHubError
+from .errors import OptionError, SvdHubError
+
+if TYPE_CHECKING:
+    from .survey import Finding
 
 app = typer.Typer(
     name="svd-hub",
@@ -47,6 +50,24 @@ def _show(table: Table) -> None:
     out.print(table, soft_wrap=False)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"svd-hub {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")] = (
+        False
+    ),
+) -> None:
+    """Verified pretrained 3D networks for medical images, by name."""
+
+
+# ---- choosing ------------------------------------------------------------------------------------------------------
+
+
 def _fact(entry: Entry) -> dict[str, Any]:
     return {
         "name": entry.name,
@@ -54,10 +75,35 @@ def _fact(entry: Entry) -> dict[str, Any]:
         "checked": entry.checked,
         "task": entry.task,
         "architecture": entry.architecture,
+        "backbone": entry.backbone,
+        "parameters": entry.parameters,
+        "input": _input_words(entry),
+        "preprocess": dict(entry.preprocess_data),
         "licence": entry.licence,
+        "licence_url": entry.licence_url,
+        "consent": entry.consent,
         "trained_on": entry.trained_on,
+        "get": _get_words(entry),
         "summary": entry.summary,
     }
+
+
+def _input_words(entry: Entry) -> str:
+    """Return what the network wants to see, in a phrase; the card has all of it."""
+    if not entry.preprocess_data:
+        return ""
+    rule = entry.preprocess
+    words = [rule.modality, f"{rule.channels} channels" if rule.channels > 1 else ""]
+    words.append("x".join(f"{side:g}" for side in rule.spacing) + " mm" if rule.spacing else "")
+    words.append("{:g} to {:g}".format(*rule.window) + (" HU" if rule.modality == "CT" else "") if rule.window else "")
+    words.append("own mean and std" if rule.statistics == "volume" else "")
+    words.append("x".join(map(str, rule.size)) if rule.size else "")
+    return ", ".join(filter(None, words))
+
+
+def _get_words(entry: Entry) -> str:
+    words = {"none": "none", "bundled": "bundled", "folder": "by hand"}
+    return words.get(entry.source.kind, "link")
 
 
 @app.command("list")
@@ -66,20 +112,47 @@ def list_command(
     task: Annotated[str | None, typer.Option(help="backbone, classification, segmentation or detection.")] = None,
     status: Annotated[str | None, typer.Option(help="ours, official, converted, derived, recipe, unavailable.")] = None,
     licence: Annotated[str | None, typer.Option(help="SPDX name, or 'not stated'.")] = None,
+    compatible: Annotated[
+        str | None, typer.Option(help="A backbone such as resnet3d18, or an entry: what that network can start from.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the entries of the catalogue."""
-    names = list_entries(pattern, task=task, status=status, licence=licence)
+    """List the entries of the catalogue, or with --compatible the starting points of one network to choose from."""
+    names = list_entries(pattern, task=task, status=status, licence=licence, compatible=compatible)
     entries = [get_entry(name) for name in names]
     if as_json:
         typer.echo(json.dumps([_fact(e) for e in entries], indent=1))
         return
     caption = f"{len(entries)} of {len(all_entries())} entries. Next: svd-hub info NAME"
+    _show(_choice(entries, caption) if compatible else _overview(entries, caption))
+
+
+def _opened(entry: Entry) -> str:
+    return f"yes, {entry.checked_on}" if entry.checked == "file" else "no"
+
+
+def _overview(entries: list[Entry], caption: str) -> Table:
     table = _table("", "name", "status", "real file opened", "task", "licence", caption=caption)
     for entry in entries:
-        opened = f"yes, {entry.checked_on}" if entry.checked == "file" else "no"
-        table.add_row(entry.name, entry.status, opened, entry.task, entry.licence)
-    _show(table)
+        table.add_row(entry.name, entry.status, _opened(entry), entry.task, entry.licence)
+    return table
+
+
+def _choice(entries: list[Entry], caption: str) -> Table:
+    columns = ("name", "licence", "input", "trained on", "M parameters", "status", "real file opened", "get it by")
+    table = _table("", *columns, caption=caption)
+    for entry in entries:
+        table.add_row(
+            entry.name,
+            f"{entry.licence}, consent" if entry.consent else entry.licence,
+            _input_words(entry) or "not stated",
+            entry.trained_on or "not stated",
+            f"{entry.parameters / 1e6:.1f}" if entry.parameters else "?",
+            entry.status,
+            _opened(entry),
+            _get_words(entry),
+        )
+    return table
 
 
 @app.command()
@@ -98,24 +171,77 @@ def info(name: str, as_json: Json = False) -> None:
         typer.echo(entry.card())
 
 
+# ---- bringing ------------------------------------------------------------------------------------------------------
+
+
 @app.command()
 def fetch(
-    names: list[str],
-    accept_licence: Annotated[bool, typer.Option(help="Consent to a licence that asks for it.")] = False,
+    names: Annotated[list[str] | None, typer.Argument(help="Entries.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every entry that has weights somewhere.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write here, after each entry, what was found: JSON, nothing of this machine.")
+    ] = None,
+    accept_licence: Annotated[bool, typer.Option(help="Consent to every licence that asks for it.")] = False,
 ) -> None:
-    """Bring entries to this machine, verified and converted, so that later loads open no socket."""
-    from .hub import load
+    """Bring entries to this machine, verified and converted, so that later loads open no socket.
 
-    failed = 0
-    for name in names:
-        try:
-            _, report = load(name, accept_licence=accept_licence, return_report=True)
-            out.print(str(report), markup=False)
-        except SvdHubError as error:
-            failed += 1
-            _complain(error)
-    if failed:
+    A failure does not stop the rest, and a second run goes on where the first ended. Exit code 1 where something
+    failed, or where an entry asked for by name is not here afterwards.
+    """
+    if bool(names) == every:
+        raise OptionError("fetch needs entries, or --all, and not both. Next: svd-hub list")
+    asked = names or [entry.name for entry in all_entries().values() if entry.loadable]
+    found = _bring(asked, report, accept_licence=accept_licence)
+    results = [finding.result for finding in found]
+    if len(asked) > 1:
+        counts = ", ".join(f"{results.count(result)} {result}" for result in dict.fromkeys(results))
+        out.print(f"{len(found)} of {len(asked)} entries: {counts}", markup=False)
+    if len(found) < len(asked):
+        out.print("stopped. Next: the same command again; what is here is not fetched again")
+        raise typer.Exit(130)
+    if "failed" in results or (names and set(results) - {"ok", "bundled"}):
         raise typer.Exit(1)
+
+
+def _bring(asked: list[str], report: Path | None, *, accept_licence: bool) -> list[Finding]:
+    """Fetch and tell, entry by entry; Ctrl-C returns what was done until then."""
+    from . import survey
+
+    def progress(number: int, count: int, name: str) -> None:
+        if count > 1:
+            out.print(f"{number}/{count} {name} ...", markup=False)
+
+    def keep() -> None:
+        if report is not None:
+            survey.write_report(report, found, asked=len(asked))
+
+    found: list[Finding] = []
+    keep()  # a folder that cannot be written is told at once
+    try:
+        for finding in survey.survey(asked, accept_licence=accept_licence, progress=progress):
+            found.append(finding)
+            keep()
+            _tell_finding(finding)
+    except KeyboardInterrupt:
+        keep()
+    return found
+
+
+def _tell_finding(finding: Finding) -> None:
+    if finding.cause is None:
+        out.print(str(finding.report), markup=False)
+        _tell_terms(finding.name)
+    elif isinstance(finding.cause, SvdHubError):
+        _complain(finding.cause, "error" if finding.result == "failed" else finding.result)
+    else:
+        _complain(finding.error)
+
+
+def _tell_terms(name: str) -> None:
+    from .consent import terms_line
+
+    if line := terms_line(get_entry(name)):
+        out.print(f"  licence: {line}", markup=False)
 
 
 @app.command()
@@ -144,6 +270,7 @@ def convert(
     from .canonical import convert_file
 
     out.print(str(convert_file(name, file, to=to)), markup=False)
+    _tell_terms(name)
 
 
 @app.command()
@@ -190,8 +317,8 @@ def _add_commands() -> None:
                 raise
 
 
-def _complain(error: Exception) -> None:
-    err.print(f"error: {error}", style="red", markup=False)
+def _complain(error: object, word: str = "error") -> None:
+    err.print(f"{word}: {error}", style="red" if word == "error" else "yellow", markup=False)
 
 
 def main() -> None:

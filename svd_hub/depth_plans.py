@@ -9,16 +9,17 @@ from typing import Any
 from torch import nn
 
 from .functional_calls import CALLS
+from .models.acs import ACSConv
 
-_TREATED = (nn.Conv3d, nn.MaxPool3d, nn.AvgPool3d)
+_TREATED = (nn.Conv3d, ACSConv, nn.MaxPool3d, nn.AvgPool3d)
 
 
 def plan_module(module: nn.Module, calls: frozenset[str]) -> dict[str, Any] | str:
     """Return the new settings of a module, or the reason why it cannot be treated."""
     if isinstance(module, _TREATED):
-        if "pad" in calls:
+        if "pad" in calls and not isinstance(module, ACSConv):  # which pads its kernel
             return "pads by itself in its forward"
-        return _plan_conv(module) if isinstance(module, nn.Conv3d) else _plan_pool(module)
+        return _plan_conv(module) if isinstance(module, nn.Conv3d | ACSConv) else _plan_pool(module)
     if isinstance(module, nn.ConvTranspose3d):
         return _plan_transposed(module)
     if isinstance(module, nn.LPPool3d | nn.MaxUnpool3d):
@@ -40,7 +41,7 @@ def plan_module(module: nn.Module, calls: frozenset[str]) -> dict[str, Any] | st
     return {}
 
 
-def _plan_conv(conv: nn.Conv3d) -> dict[str, Any] | str:
+def _plan_conv(conv: nn.Conv3d | ACSConv) -> dict[str, Any] | str:
     kernel, stride, dilation = conv.kernel_size[0], conv.stride[0], conv.dilation[0]
     if conv.padding == "same":
         return {}  # torch allows it with stride 1 only: the depth is kept
@@ -51,8 +52,8 @@ def _plan_conv(conv: nn.Conv3d) -> dict[str, Any] | str:
     now = (0, 0, 0) if isinstance(conv.padding, str) else _triple(conv.padding)
     if now[0] != span // 2:
         plan["padding"] = padding = (span // 2, *now[1:])
-        # torch keeps the padding twice, for each padding_mode but "zeros": W first, both sides of it
-        plan["_reversed_padding_repeated_twice"] = tuple(n for n in reversed(padding) for _ in range(2))
+        if isinstance(conv, nn.Conv3d):  # torch keeps it twice, for each padding_mode but "zeros": W first, both sides
+            plan["_reversed_padding_repeated_twice"] = tuple(n for n in reversed(padding) for _ in range(2))
     return plan
 
 

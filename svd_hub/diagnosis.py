@@ -10,6 +10,9 @@ from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, ...]]
 _DETECTOR = ("backbone", "neck", "rpn_head", "bbox_head", "roi_head")
+# Parts of the hub's segmentation networks, and of the heads that others put on theirs.
+_DECODER = re.compile(r"(up_tr\d+|up_layers|up_samples|decoder)\.")
+_SEGMENTER = re.compile(r"(conv_seg|heads|out_tr|conv_final|seg_outputs|decode_head|segmentation_head)\.")
 _DEPTHS = {
     (False, (1, 1, 1, 1)): "10",
     (False, (2, 2, 2, 2)): "18",
@@ -63,7 +66,9 @@ def _looks(found: Shapes, wanted: Shapes) -> Iterator[str]:
     yield _shortcut(inner, wanted)
     yield from _stem(inner, wanted)
     yield _norm(inner, wanted)
+    yield _decoder(inner, wanted)
     yield _head(inner, wanted)
+    yield _segmentation_head(inner, wanted)
 
 
 def _inner(found: Shapes, wanted: Shapes) -> tuple[str, Shapes]:
@@ -82,6 +87,9 @@ def _family(found: Shapes, wanted: Shapes) -> str:
     ranks = Counter(len(shape) for shape in found.values())
     if ranks[4] and not ranks[5] and any(len(shape) == 5 for shape in wanted.values()):
         return "a 2D network (4-D kernels)"
+    wanted_ranks = Counter(len(shape) for shape in wanted.values())
+    if wanted_ranks[4] and not wanted_ranks[5] and ranks[5]:
+        return "a 3D network (5-D kernels), not the 2D one that is inflated here"
     if any(re.search(r"(^|\.)(conv1_custom|norm_\d)\.", name) for name in found):
         return "P3D under its upstream names: convert it first"
     return ""
@@ -118,6 +126,10 @@ def _shortcut(found: Shapes, wanted: Shapes) -> str:
         return f"shortcut B ({len(here)} downsample tensors; none expected): build it with shortcut='B'"
     if any(n.startswith("layer1.0.downsample.") for n in here - there):
         return "a network with a shortcut convolution in layer1, as early detectors had by mistake"
+    biases = [n for n in here ^ there if n.endswith(".downsample.0.bias")]
+    if biases:
+        word = "with" if biases[0] in here else "without"
+        return f"shortcut B {word} a bias: build it with downsample_bias={word == 'with'}"
     return ""
 
 
@@ -138,7 +150,8 @@ def _stem(found: Shapes, wanted: Shapes) -> Iterator[str]:
     if a[2:] != b[2:]:
         yield f"{'x'.join(map(str, a[2:]))} stem, not {'x'.join(map(str, b[2:]))}"
     if a[0] != b[0]:
-        half = "half the width: " if 2 * a[0] == b[0] else "double the width: " if a[0] == 2 * b[0] else ""
+        fmcib = " (FMCIB's)" if (a[0], b[0]) == (128, 64) and _blocks(found)[0] else ""
+        half = "half the width: " if 2 * a[0] == b[0] else f"double width{fmcib}: " if a[0] == 2 * b[0] else ""
         yield f"{half}width {a[0]}, not {b[0]}"
 
 
@@ -149,8 +162,29 @@ def _norm(found: Shapes, wanted: Shapes) -> str:
     return "BatchNorm, not GroupNorm" if here else "GroupNorm (no running statistics), not BatchNorm"
 
 
+def _decoder(found: Shapes, wanted: Shapes) -> str:
+    here, there = ([n for n in names if _DECODER.match(n)] for names in (found, wanted))
+    if bool(here) == bool(there) or not any(n in found for n in wanted if n not in there):
+        return ""
+    parts = some(sorted({n.split(".")[0] for n in here or there}))
+    if there:
+        return f"an encoder only ({len(there)} tensors of the decoder are not there: {parts}): num_classes=0 takes it"
+    return f"a whole segmentation network ({len(here)} tensors of a decoder: {parts}), not an encoder only"
+
+
 def _head(found: Shapes, wanted: Shapes) -> str:
     here, there = found.get("fc.weight"), wanted.get("fc.weight")
     if not here or not there or here[0] == there[0]:
         return ""
     return f"{here[0]} classes, not {there[0]}"
+
+
+def _segmentation_head(found: Shapes, wanted: Shapes) -> str:
+    here, there = ({n: s for n, s in names.items() if _SEGMENTER.match(n)} for names in (found, wanted))
+    if more := sorted({n.split(".")[0] for n in here.keys() - there.keys()} - {n.split(".")[0] for n in there}):
+        return f"a network with a segmentation head ({some(more)}.) that is not expected"
+    for name in here.keys() & there.keys():
+        a, b = here[name], there[name]
+        if name.endswith("weight") and len(a) == len(b) == 5 and a[1:] == b[1:] and a[0] != b[0]:
+            return f"a segmentation head of {a[0]} classes, not {b[0]}"
+    return ""

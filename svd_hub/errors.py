@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 
 class SvdHubError(Exception):
@@ -31,7 +33,9 @@ class DownloadError(SvdHubError, OSError):
 
 
 class CheckpointError(SvdHubError, ValueError):
-    """A file that is not a usable checkpoint of the network asked for."""
+    """A file that is not a usable checkpoint of the network asked for; `upstream`: what it held, where it was read."""
+
+    upstream: Mapping[str, Any] = MappingProxyType({})
 
 
 class LicenceError(SvdHubError, PermissionError):

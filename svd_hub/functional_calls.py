@@ -1,4 +1,4 @@
-"""What a module's forward calls by itself, found in its byte code: pools, interpolations, paddings that are no modules.
+"""What a module's forward does by itself, found in its byte code: pools, interpolations, paddings that are no modules.
 
 The byte code is read and not the source, which a notebook or an installed wheel need not have. What is found is
 mentioned there, so it is possibly called, not certainly.
@@ -9,11 +9,13 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
 from torch import nn
+
+from .four_axes import HABITS, Reader
 
 # What a forward may call that changes a depth, and the word a reader looks for.
 CALLS = {
@@ -26,9 +28,18 @@ CALLS = {
     "strided slice": "subsampling",
 }
 
+# The same for a 2D network that is to become 3D: what works on H and W alone, and what counts on four axes.
+CALLS_2D = HABITS | {
+    *("max_pool2d", "avg_pool2d", "lp_pool2d", "fractional_max_pool2d", "max_unpool2d", "max_pool2d_with_indices"),
+    *("adaptive_avg_pool2d", "adaptive_max_pool2d", "conv2d", "conv_transpose2d", "dropout2d", "pad"),
+    *("MaxPool2d", "AvgPool2d", "LPPool2d", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "Upsample", "ZeroPad2d"),
+    *("interpolate", "upsample", "upsample_nearest", "upsample_bilinear", "grid_sample", "affine_grid"),
+    *("pixel_shuffle", "pixel_unshuffle", "fold", "unfold", "unflatten", "einsum", "rot90", "strided slice"),
+}
 
-def functional_calls(module: nn.Module) -> frozenset[str]:
-    """Return what of `CALLS` is mentioned by the forward of a module and by the functions outside torch it calls."""
+
+def functional_calls(module: nn.Module, calls: Collection[str] = CALLS) -> frozenset[str]:
+    """Return what of `calls` is mentioned by the forward of a module and by the functions outside torch it calls."""
     found: set[str] = set()
     seen: set[CodeType] = set()
     queue = [(function, function.__code__) for function in _methods(module, "forward")]
@@ -46,9 +57,11 @@ def functional_calls(module: nn.Module) -> frozenset[str]:
             queue += [(one, one.__code__) for one in called]
             if base != "other":  # an alias (`from ... import max_pool3d as pool`, `self.pool = F.max_pool3d`)
                 name = value.__name__ if isinstance(value, FunctionType | BuiltinFunctionType | type) else ""
-            asked_for = name.endswith("Pool3d") and "isinstance" in code.co_names  # and not made
-            if name in CALLS and not asked_for:
+            asked_for = name.endswith(("Pool2d", "Pool3d")) and "isinstance" in code.co_names  # and not made
+            if name in calls and not asked_for:
                 found.add(name)
+        if not HABITS.isdisjoint(calls):
+            found.update(Reader(code, function.__code__.co_varnames[:1], vars(module)).habits())
     return frozenset(found)
 
 

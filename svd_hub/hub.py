@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from torch import Tensor
 
-from . import checkpoint, models, saved
-from .adapt import CHANNEL_RULES, adapt
+from . import checkpoint, consent, models, saved
+from .adapt import CHANNEL_RULES, adapt, plain, values_that_fit
 from .canonical import cached_or_fetched, convert
-from .catalog import NOT_STATED, Entry, get_entry
+from .catalog import Entry, get_entry
+from .consent import LicenceWarning as LicenceWarning
 from .errors import (
     CheckpointError,
-    LicenceError,
     OptionError,
     WeightsUnavailableError,
     check_choice,
@@ -33,13 +32,6 @@ from .skeleton import shapes, skeleton
 Weights = str | os.PathLike[str] | None
 
 
-class LicenceWarning(UserWarning):
-    """Upstream states no licence for these weights; told once per entry and process."""
-
-
-_told: set[str] = set()
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Bytes:
     """Canonical tensors, before any adaptation, with where they came from."""
@@ -48,6 +40,7 @@ class _Bytes:
     source: str
     sha256: str
     source_sha256: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what the file decides, not the entry
     checked: bool = False
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     dropped: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -89,7 +82,7 @@ def load(
         depth_stride: 1 = depth is never strided, 2 = stem, pool and stages stride in depth too; None = as trained.
         output_stride: 4, 8, 16 or 32 in H and W, by dilation; None = as trained.
         features_only: True = no head, the network returns its pyramid; None = as trained or saved.
-        accept_licence: consent to a licence that asks for it.
+        accept_licence: consent to a licence that asks for it; it is remembered for all entries under it.
         progress: show a progress bar where a file has to be fetched.
         return_report: return (model, LoadReport).
         **options: further arguments of the architecture that do not change its weights.
@@ -107,10 +100,15 @@ def load(
     if weights is not None and weights != "default":
         file = _file_of(weights)
         entry = saved.entry_as_in(file, entry)
+    if not entry.architecture:
+        raise WeightsUnavailableError(
+            f"{entry.name!r} is listed, and not to be had here: {entry.reason}. Next: {entry.link or 'svd-hub list'}"
+        )
     trained = {"num_classes": 0, **entry.options}
     asked = {"num_classes": num_classes, "in_channels": in_channels, "depth_stride": depth_stride}
     asked |= {"output_stride": output_stride, "features_only": features_only}
-    wanted = {**trained, **options, **{k: v for k, v in asked.items() if v is not None}}
+    asked = {**options, **{k: v for k, v in asked.items() if v is not None}}
+    wanted = {**trained, **asked}
     if wanted.get("features_only") and num_classes:
         raise OptionError(
             f"num_classes={num_classes} and features_only exclude each other; allowed: one. Next: features_only=False"
@@ -121,11 +119,21 @@ def load(
     else:
         _refuse_weight_options(entry, options)
         model = skeleton(entry.architecture, wanted)  # before anything is fetched, because it checks the options
-        found = _from_file(entry, file) if file else _from_hub(entry, accept_licence=accept_licence, progress=progress)
+        if file is None:
+            _check_weights(entry)
+            consent.check(entry, accepted=accept_licence, stacklevel=2)
+        if file is None or not saved.own_record(file):
+            consent.warn_unstated(entry, stacklevel=2)
+        found = _from_file(entry, file) if file else _from_hub(entry, progress=progress)
+        if found.options:
+            trained |= found.options
+            wanted = {**trained, **asked}
+            model = skeleton(entry.architecture, wanted)
         new_head = wanted["num_classes"] != trained["num_classes"]
         report = _fill(model, entry, found, in_channels_rule, new_head=new_head)
     model.eval()
-    channels = entry.preprocess.channels if in_channels is None else in_channels
+    own = in_channels is None and wanted.get("in_channels") == entry.options.get("in_channels")
+    channels = entry.preprocess.channels if own else wanted["in_channels"]
     model.entry, model.options = entry, wanted
     model.preprocess = dataclasses.replace(entry.preprocess, channels=channels)
     return (model, report) if return_report else model
@@ -166,23 +174,25 @@ def _refuse_weight_options(entry: Entry, options: Mapping[str, Any]) -> None:
                 f"{entry.name!r} ({entry.architecture}) has no option {name!r}; nearest: {nearest(name, allowed)}; "
                 f"allowed: {', '.join(allowed)}"
             )
-        trained = entry.options.get(name, allowed[name])
-        if name in models.weight_options(entry.architecture) and value != trained:
+        fits = values_that_fit(entry, name, allowed[name])
+        if name in models.weight_options(entry.architecture) and plain(value) not in fits:
             raise OptionError(
-                f"{name}={value!r} does not fit the weights of {entry.name!r}, which are {name}={trained!r}; "
-                "allowed: leave it out, or weights=None for a random network"
+                f"{name}={value!r} does not fit the weights of {entry.name!r}, which are {name}={fits[0]!r}; "
+                f"allowed: {' or '.join(map(repr, fits))}, or weights=None for a random network"
             )
 
 
-def _from_hub(entry: Entry, *, accept_licence: bool, progress: bool) -> _Bytes:
-    """The canonical tensors of an entry, from the cache or, once, from where the catalogue says they are."""
+def _check_weights(entry: Entry) -> None:
     if not entry.loadable:
         recipe = f" Its recipe: svd-hub train {entry.recipe}." if entry.recipe else ""
         raise WeightsUnavailableError(
             f"{entry.name!r} has no weights (status {entry.status}): {entry.reason}.{recipe} "
             f'Next: svd_hub.load("{entry.name}", weights=None) for a random network, or weights="file" for your own'
         )
-    _check_licence(entry, accept_licence)
+
+
+def _from_hub(entry: Entry, *, progress: bool) -> _Bytes:
+    """The canonical tensors of an entry, from the cache or, once, from where the catalogue says they are."""
     local = cached_or_fetched(entry, progress=progress)
     read = checkpoint.read(local.path)
     record = checkpoint.unpack_metadata(read.metadata)
@@ -191,28 +201,12 @@ def _from_hub(entry: Entry, *, accept_licence: bool, progress: bool) -> _Bytes:
         source=local.source,
         sha256=local.sha256,
         source_sha256=local.source_sha256,
+        options=record.get("found", {}),
         checked=True,
         renamed=record.get("renamed", {}),
         dropped=record.get("dropped", {}),
         notes=(*record.get("notes", ()), *filter(None, [local.note])),
     )
-
-
-def _check_licence(entry: Entry, accepted: bool) -> None:
-    link = entry.licence_url or entry.link or entry.paper
-    if entry.consent and not accepted:
-        raise LicenceError(
-            f"{entry.name!r} is under {entry.licence}, which asks for your consent ({link}). "
-            "Next: read it, then load(..., accept_licence=True), or --accept-licence on the command line"
-        )
-    if entry.licence == NOT_STATED and entry.status != "ours" and entry.name not in _told:
-        _told.add(entry.name)
-        warnings.warn(
-            f"{entry.name!r}: upstream states no licence for these weights; ask its authors before you redistribute "
-            f"them or build a product on them ({link})",
-            LicenceWarning,
-            stacklevel=4,  # the caller of `load`
-        )
 
 
 def _from_file(entry: Entry, file: Path) -> _Bytes:
@@ -224,6 +218,7 @@ def _from_file(entry: Entry, file: Path) -> _Bytes:
         source=str(file),
         sha256=digest,
         source_sha256=digest,
+        options=done.options,
         renamed=done.renamed,
         dropped=done.dropped,
         notes=done.notes,
@@ -234,7 +229,9 @@ def _fill(model: Backbone, entry: Entry, found: _Bytes, in_channels_rule: str, *
     """Put tensors into a model on the meta device, strictly."""
     tensors, cast = checkpoint.to_float32(found.tensors)
     notes = (*found.notes, *(f"{count} tensors cast from {dtype} at load" for dtype, count in cast.items()))
-    tensors, changes = adapt(tensors, model, in_channels_rule=in_channels_rule, new_head=new_head)
+    tensors, changes = adapt(
+        tensors, model, in_channels_rule=in_channels_rule, new_head=new_head, inflation=entry.inflation
+    )
     wanted = shapes(model.state_dict())
     if shapes(tensors) != wanted:
         raise CheckpointError(

@@ -61,6 +61,8 @@ class LoadReport:
         for kind in ("missing", "unexpected"):
             if names := getattr(self, kind):
                 lines.append(f"  {len(names)} {kind}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}")
-        lines += [f"  adapted {change}" for change in self.adapted]
+        for rule, count in Counter(change.rule for change in self.adapted).items():
+            first = next(change for change in self.adapted if change.rule == rule)
+            lines.append(f"  adapted {first}" + (f" (and {count - 1} more)" if count > 1 else ""))
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import checkpoint, models
+from .adapt import plain, values_that_fit
 from .catalog import NOT_STATED, Entry, all_entries
 from .errors import CheckpointError, OptionError, SvdHubError
 from .skeleton import shapes, skeleton
@@ -121,16 +122,26 @@ def entry_as_in(file: Path, entry: Entry) -> Entry:
         return entry
     defaults = models.default_options(entry.architecture)
     options = record["options"]
-    fixed = {key: entry.options.get(key, defaults[key]) for key in models.weight_options(entry.architecture)}
-    other = {key: value for key, value in fixed.items() if options.get(key, defaults[key]) != value}
+    stored = {**options, **record.get("stored", {})}
+    keys = models.weight_options(entry.architecture)
+    fixed = {key: values_that_fit(entry, key, defaults[key]) for key in keys}
+    fixed |= {key: [*fixed[key], plain(entry.stored[key])] for key in entry.stored if key in fixed}
+    other = [key for key, fits in fixed.items() if plain(stored.get(key, defaults[key])) not in fits]
     if record["architecture"] != entry.architecture or other:
+        wanted = {key: fits[0] for key, fits in fixed.items()}
         raise CheckpointError(
-            f"{file.name} holds a {record['architecture']} with {options}, {entry.name!r} is a {entry.architecture} "
-            f"with {fixed}. Next: svd_hub.load({str(file)!r}) loads it as what it is"
+            f"{file.name} holds a {record['architecture']} with {stored}, {entry.name!r} is a {entry.architecture} "
+            f"with {wanted}. Next: svd_hub.load({str(file)!r}) loads it as what it is"
         )
     found = entry_of_file(file)
     return dataclasses.replace(
-        entry, options=found.options, task=found.task, classes=found.classes, preprocess_data=found.preprocess_data
+        entry,
+        options=found.options,
+        stored=found.stored,
+        inflation=found.inflation,
+        task=found.task,
+        classes=found.classes,
+        preprocess_data=found.preprocess_data,
     )
 
 
@@ -158,6 +169,8 @@ def entry_of_file(file: Path) -> Entry:
             summary=f"saved from {record.get('entry', 'a network of ours')}",
             architecture=record["architecture"],
             options=record["options"],
+            stored=record.get("stored", {}),
+            inflation=record.get("inflation", ""),
             task=rest["task"],
             classes=tuple(rest["classes"]),
             status="derived",

@@ -39,8 +39,8 @@ def _no_memory() -> Iterator[None]:
     def forget() -> None:
         if catalog := sys.modules.get("svd_hub.catalog"):
             catalog._read.cache_clear()
-        if hub := sys.modules.get("svd_hub.hub"):
-            hub._told.clear()
+        if consent := sys.modules.get("svd_hub.consent"):
+            consent._told.clear()
 
     forget()
     yield

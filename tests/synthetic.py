@@ -73,6 +73,7 @@ class Shelf:
         self.mirror, self.overlay = folder / "mirror", folder / "overlay.toml"
         self.mirror.mkdir()
         self.tables: dict[str, dict[str, Any]] = {}
+        self.licences: dict[str, dict[str, Any]] = {}
         self.write()
 
     def put(self, name: str, body: bytes, *, source: dict[str, Any] | None = None, **table: Any) -> Path:
@@ -97,9 +98,15 @@ class Shelf:
         given |= {"task": "classification", "licence": "CC0-1.0", "classes": list("abcde")}
         return self.put(name, ours(TINY, seed=seed), **(given | table))
 
+    def put_licence(self, name: str, **table: Any) -> None:
+        """A licence that asks for consent; entries name it as theirs."""
+        self.licences[name] = {"name": f"the terms {name}", "consent": True, **table}
+        self.write()
+
     def write(self) -> None:
         """Write the overlay, and let the catalogue be read anew."""
-        text = "".join(f"[entry.{name}]\n{keys(table)}" for name, table in self.tables.items())
+        text = "".join(f"[licence.{toml(name)}]\n{keys(table)}" for name, table in self.licences.items())
+        text += "".join(f"[entry.{toml(name)}]\n{keys(table)}" for name, table in self.tables.items())
         self.overlay.write_text(text, encoding="utf-8")
         if catalog := sys.modules.get("svd_hub.catalog"):
             catalog._read.cache_clear()

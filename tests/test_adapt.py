@@ -29,13 +29,14 @@ def run(network: nn.Module, x: Tensor) -> Tensor:
     return network(x)
 
 
+STEM: dict[str, dict[str, Any]] = {"7x7x7": {}, "3x7x7": {"stem_depth": 3}, "v1c": {"stem": "v1c"}}
 GREY = torch.randn(2, 1, 4, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("stem", ["7x7x7", "3x7x7", "v1c"])
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_sum_is_the_grey_volume_repeated(stem: str, channels: int) -> None:
-    base = {**BASE, "stem": stem}
+    base = {**BASE, **STEM[stem]}
     trained, none = fit({}, base=base)
     adapted, changes = fit({"in_channels": channels}, base=base)
     assert none == []
@@ -97,6 +98,6 @@ def test_another_stem_is_left_to_the_strict_check() -> None:
 
 def test_first_convolution() -> None:
     for stem, name in (("7x7x7", "conv1.weight"), ("v1c", "stem.0.conv.weight")):
-        assert first_convolution(models.build("resnet3d", {**BASE, "stem": stem})) == name
+        assert first_convolution(models.build("resnet3d", {**BASE, **STEM[stem]})) == name
     with pytest.raises(TypeError, match="no Conv3d"):
         first_convolution(nn.Linear(1, 1))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import tomllib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from synthetic import NARROW, OFFICIAL, TINY, Shelf, official, ours
+import servers
+from synthetic import NARROW, OFFICIAL, TINY, Shelf, official, ours, values
 
 import svd_hub
 from svd_hub import cli, doctor, store
@@ -45,6 +48,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def test_list(run: Run) -> None:
     code, out, err = run("list")
     assert (code, err) == (0, "")
+    assert "consent" not in out, "that is the table to choose from"
     for name in svd_hub.list_entries():
         (line,) = [line for line in out.splitlines() if line.split()[:1] == [name]]
         entry = get_entry(name)
@@ -68,6 +72,57 @@ def test_list_filters(run: Run) -> None:
     code, out, err = run("list", "--status", "recipes")
     assert (code, out) == (1, "")
     assert "status='recipes' is not allowed; allowed: 'ours'" in err
+
+
+def test_list_compatible(run: Run, shelf: Shelf) -> None:
+    """Everything one chooses by, in one row; none of it is known to the command itself."""
+    shelf.put_licence("Held-1.0", url="https://terms")
+    shelf.put_tiny("held", licence="Held-1.0", backbone="tiny10", trained_on="1,234 scans", parameters=12_345_678)
+    shelf.put_tiny("seen", backbone="tiny10", checked="file", checked_on="2026-01-31")
+    shelf.put_tiny("folder", backbone="tiny10", source={"kind": "folder", "url": "https://drive"})
+    shelf.put_tiny("other", backbone="tiny18")
+    plan = {"summary": "s", "architecture": "resnet3d", "backbone": "tiny10", "status": "recipe", "reason": "a test"}
+    shelf.tables["plan"] = plan
+    ct = {"modality": "CT", "spacing": [1.5, 1, 1], "window": [-1000, 400], "statistics": "volume", "size": [4, 5, 6]}
+    shelf.tables["held"]["preprocess"] = ct
+    shelf.write()
+    code, out, err = run("list", "--compatible", "tiny10")
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert [name for name in rows if name not in ("name", "5", "4")] == ["folder", "held", "plan", "seen"]
+    for name, words in {
+        "held": ("Held-1.0, consent", "CT, 1.5x1x1 mm, -1000 to 400 HU, own mean and std, 4x5x6", "1,234 scans", "12.3",
+                 "official  no", "link"),
+        "seen": ("CC0-1.0", "not stated", "yes, 2026-01-31", "?", "link"),
+        "folder": ("by hand",),
+        "plan": ("not stated", "recipe", "none"),
+    }.items():  # fmt: skip
+        assert all(word in rows[name] for word in words), rows[name]
+    told = json.loads(run("list", "--compatible", "seen", "--json")[1])
+    assert [fact["name"] for fact in told] == ["folder", "held", "plan", "seen"], "an entry stands for its backbone"
+    held = told[1]
+    assert (held["licence"], held["consent"], held["licence_url"]) == ("Held-1.0", True, "https://terms")
+    assert (held["parameters"], held["backbone"], held["get"]) == (12_345_678, "tiny10", "link")
+    assert held["input"] == "CT, 1.5x1x1 mm, -1000 to 400 HU, own mean and std, 4x5x6"
+    assert held["preprocess"]["spacing"] == [1.5, 1, 1]
+    assert [fact["name"] for fact in json.loads(run("list", "s*", "--compatible", "tiny10", "--json")[1])] == ["seen"]
+    code, out, err = run("list", "--compatible", "tiny1")
+    assert (code, out) == (1, "")
+    assert "compatible='tiny1' is not allowed; nearest: tiny1" in err
+
+
+def test_list_compatible_of_every_backbone(run: Run) -> None:
+    for backbone in sorted({get_entry(name).backbone for name in svd_hub.list_entries()} - {""}):
+        code, out, _ = run("list", "--compatible", backbone)
+        assert code == 0
+        names = svd_hub.list_entries(compatible=backbone)
+        assert names
+        told = {line.split()[0] for line in out.splitlines() if line.strip()}
+        assert told >= set(names)
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"svd-hub {svd_hub.__version__}\n", "")
 
 
 @pytest.mark.parametrize("name", svd_hub.list_entries())
@@ -94,7 +149,17 @@ print(json.dumps([used.ru_utime + used.ru_stime, sorted({m.split(".")[0] for m i
 """
 
 
-@pytest.mark.parametrize("command", [("list",), ("list", "--json"), ("info", OFFICIAL), ("info", OFFICIAL, "--json")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("list",),
+        ("list", "--json"),
+        ("list", "--compatible", "resnet3d18"),
+        ("info", OFFICIAL),
+        ("info", OFFICIAL, "--json"),
+        ("--version",),
+    ],
+)
 def test_list_and_info_are_quick(command: tuple[str, ...]) -> None:
     """Under half a second because nothing heavy is imported; the time itself is only printed."""
     pytest.importorskip("resource")
@@ -140,16 +205,131 @@ def test_unstated_licence_is_one_note(shelf: Shelf) -> None:
     assert done.stderr.count("\n") == 1
 
 
+TERMS = "  licence: Held-1.0 (the terms Held-1.0) asks for your consent, https://terms; it forbids: selling it"
+
+
 def test_fetch_goes_on_after_a_failure(run: Run, shelf: Shelf) -> None:
+    shelf.put_licence("Held-1.0", url="https://terms", forbids="selling it")
     shelf.put_tiny()
-    shelf.put_tiny("held", consent=True, seed=1)
+    shelf.put_tiny("held", licence="Held-1.0", seed=1)
     code, out, err = run("fetch", "mp3d63", "p3d63_coco", "held", "tiny")
     assert code == 1
     assert "tensors" in out
-    errors = [line for line in err.splitlines() if line]
-    assert [line.split("'")[1] for line in errors] == ["mp3d63", "p3d63_coco", "held"]
-    assert all(line.startswith("error: ") and "Next: " in line for line in errors)
-    assert run("fetch", "held", "--accept-licence")[0] == 0
+    told = [line.partition(": ") for line in err.splitlines() if line]
+    assert [word for word, _, _ in told] == ["error", "no weights", "consent"]
+    assert [line.split("'")[1] for _, _, line in told] == ["mp3d63", "p3d63_coco", "held"]
+    assert all("Next: " in line for _, _, line in told)
+    code, out, err = run("fetch", "held", "--accept-licence")
+    assert (code, err) == (0, "")
+    assert f"\n{TERMS}\n" in out
+    assert run("fetch", "held")[0] == 0
+
+
+@pytest.mark.parametrize("result", ["consent", "no weights", "by hand"])
+def test_what_is_asked_for_by_name_and_does_not_come_is_a_failure(run: Run, shelf: Shelf, result: str) -> None:
+    """A script that goes on after `fetch NAME` must find it here."""
+    shelf.put_licence("Held-1.0")
+    shelf.put_tiny("consent", licence="Held-1.0")
+    shelf.put_tiny("by hand".replace(" ", "_"), source={"kind": "folder", "url": "https://drive/x"}).unlink()
+    names = {"consent": "consent", "no weights": "p3d63_coco", "by hand": "by_hand"}
+    code, _, err = run("fetch", names[result])
+    assert code == 1
+    assert err.startswith(f"{result}: '{names[result]}'")
+
+
+@pytest.fixture
+def mixed(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """A hub of the shelf's entries alone, one of each kind."""
+    shelf.put_licence("Held-1.0", url="https://terms", forbids="selling it")
+    shelf.put_tiny("a_wrong").write_bytes(b"something else")
+    shelf.put_tiny("b_good", seed=1)
+    shelf.put_tiny("c_folder", seed=2, source={"kind": "folder", "url": "https://drive/x?usp=sharing"}).unlink()
+    shelf.put_tiny("d_held", seed=3, licence="Held-1.0")
+    shelf.put_tiny("f_good", seed=4)
+    shelf.tables["e_plan"] = {"summary": "s", "architecture": "resnet3d", "status": "recipe", "reason": "a test"}
+    shelf.write()
+    monkeypatch.setattr(cli, "all_entries", lambda: {name: get_entry(name) for name in sorted(shelf.tables)})
+    return shelf
+
+
+def test_fetch_all(run: Run, mixed: Shelf, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    code, out, err = run("fetch", "--all", "--report", report)
+    assert code == 1, "one failed"
+    names = ["a_wrong", "b_good", "c_folder", "d_held", "f_good"]
+    steps = [line for line in out.splitlines() if line.endswith(" ...")]
+    want = [f"{number}/5 {name} ..." for number, name in enumerate(names, 1)]
+    assert steps == want, "what has no weights is not tried"
+    assert "5 of 5 entries: 1 failed, 2 ok, 1 by hand, 1 consent" in out
+    told = err.splitlines()
+    assert [line.partition(": ")[0] for line in told] == ["error", "by hand", "consent"]
+    assert "svd-hub convert c_folder c_folder.pth" in told[1]
+    assert "https://drive/x," in told[1]
+    assert all(words in told[2] for words in ("Held-1.0", "https://terms", "selling it"))
+    written = json.loads(report.read_text())
+    assert [(entry["name"], entry["result"]) for entry in written["entries"]] == list(
+        zip(names, ["failed", "ok", "by hand", "consent", "ok"], strict=True)
+    )
+    assert tomllib.loads(written["catalogue_patch"]) == {}
+    (mixed.mirror / "a_wrong.pth").write_bytes(ours(TINY))
+    code, out, err = run("fetch", "--all", "--accept-licence", "--report", report)
+    assert code == 0, "what has to be done by hand is no failure"
+    assert "5 of 5 entries: 4 ok, 1 by hand" in out
+    assert json.loads(report.read_text())["results"] == {"ok": 4, "by hand": 1}
+
+
+def test_fetch_all_or_names(run: Run, tmp_path: Path) -> None:
+    for args in (("fetch",), ("fetch", "--all", OFFICIAL)):
+        code, out, err = run(*args)
+        assert (code, out) == (1, "")
+        assert err == "error: fetch needs entries, or --all, and not both. Next: svd-hub list\n"
+    code, out, err = run("fetch", OFFICIAL, "--report", tmp_path / "none" / "report.json")
+    assert (code, out) == (1, "")
+    assert "cannot be written: No such file" in err, "before anything is fetched"
+
+
+def test_an_error_that_nobody_foresaw_is_told(run: Run, mixed: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    from svd_hub import survey
+
+    def load(name: str, **_: object) -> object:
+        raise MemoryError(f"for {name}")
+
+    monkeypatch.setattr(survey, "load", load)
+    code, out, err = run("fetch", "b_good", "f_good")
+    assert code == 1
+    assert [*err.splitlines()] == [f"error: unexpected MemoryError: for {name}" for name in ("b_good", "f_good")]
+    assert "2 of 2 entries: 2 failed" in out
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs POSIX signals")
+def test_ctrl_c_leaves_a_report_and_the_next_run_goes_on(
+    shelf: Shelf, server: servers.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SVD_HUB_MIRROR")
+    gate, reached = threading.Event(), threading.Event()
+    bodies = [ours(TINY, seed=seed) for seed in range(2)]
+    steps = servers.drip(bodies[1], first=1000, gate=gate, reached=reached), servers.ok(bodies[1])
+    shelf.put_tiny("one", source={"url": server.add("/one.pth", servers.ok(bodies[0]))})
+    shelf.put_tiny("two", seed=1, source={"url": server.add("/two.pth", *steps)})
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "svd_hub", "fetch", "one", "two", "--report", str(report)]
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    assert reached.wait(60)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    gate.set()
+    assert child.returncode == 130, err
+    assert "Traceback" not in err
+    assert "1 of 2 entries: 1 ok" in out
+    assert "stopped. Next: the same command again" in out
+    told = json.loads(report.read_text())
+    assert (told["asked"], told["done"], told["results"]) == (2, 1, {"ok": 1})
+    assert list((store.cache_dir() / "tmp").iterdir()) == [], "nothing half-done is left"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(report.read_text())["results"] == {"ok": 2}
+    assert [len(server.gets(path)) for path in ("/one.pth", "/two.pth")] == [1, 2]
 
 
 def test_verify(run: Run, shelf: Shelf) -> None:
@@ -220,6 +400,34 @@ def test_convert_refuses(run: Run, shelf: Shelf, tmp_path: Path) -> None:
         assert err.count("\n") == 1, "one paragraph"
     assert store.usage() == []
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_convert_tells_the_terms(run: Run, shelf: Shelf, tmp_path: Path) -> None:
+    """A file on one's own disk passes no gate; what it may be used for is said all the same."""
+    shelf.put_licence("Held-1.0", url="https://terms", forbids="selling it")
+    path = shelf.put_tiny("held", licence="Held-1.0")
+    for args in (("held", path), ("held", path, "--to", tmp_path / "mine.safetensors")):
+        code, out, err = run("convert", *args)
+        assert (code, err) == (0, "")
+        assert out.splitlines()[-1] == TERMS
+    assert run("fetch", "held")[0] == 1, "the entry asks nevertheless"
+    shelf.put_tiny("free", seed=1)
+    assert "licence" not in run("convert", "free", shelf.mirror / "free.pth")[1]
+
+
+def test_convert_says_how_to_use_another_file(run: Run, shelf: Shelf, tmp_path: Path) -> None:
+    shelf.put_tiny()
+    other = tmp_path / "other.pth"
+    other.write_bytes(ours(TINY, seed=9))
+    code, _, err = run("convert", "tiny", other)
+    assert code == 1
+    step = err.partition("Next: ")[2]
+    assert "svd-hub info tiny" in step
+    assert "--to FILE.safetensors" in step
+    (line,) = re.findall(r"svd_hub\.load\(.*?\)", step)
+    model = eval(line, {"svd_hub": svd_hub})
+    assert (model.conv1.weight == values(TINY, seed=9)["conv1.weight"]).all()
+    assert run("convert", "tiny", other, "--to", tmp_path / "other.safetensors")[0] == 0
 
 
 def test_cache(run: Run, shelf: Shelf) -> None:
@@ -301,9 +509,9 @@ def test_commands_of_other_rooms_are_found(run: Run) -> None:
         assert command in out
 
 
-def test_a_file_made_by_hand_is_no_entry(run: Run, tmp_path: Path) -> None:
+def test_fetch_takes_names(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(ours(TINY))
     code, _, err = run("fetch", path)
     assert code == 1
-    assert "does not say which network it is" in err
+    assert "no entry" in err

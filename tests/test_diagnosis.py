@@ -41,7 +41,7 @@ def r2plus1d() -> dict[str, Tensor]:
 
 WRONG: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {
     "3-channel stem, not 1": (state(in_channels=3), {}),
-    "3x7x7 stem, not 7x7x7": (state(stem="3x7x7"), {}),
+    "3x7x7 stem, not 7x7x7": (state(stem_depth=3), {}),
     "shortcut A (no downsample tensors; 18 expected)": (state(shortcut="A"), {}),
     "shortcut B (18 downsample tensors; none expected)": (state(), {"shortcut": "A"}),
     "depth 34, not 18": (state(depth=34), {}),

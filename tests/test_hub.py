@@ -35,7 +35,6 @@ from svd_hub.errors import (
     CheckpointError,
     DownloadError,
     IntegrityError,
-    LicenceError,
     OptionError,
     SvdHubError,
     UnknownEntryError,
@@ -688,17 +687,6 @@ def test_unstated_licence_is_told_once(shelf: Shelf) -> None:
     assert "'one'" in str(told[0].message)
     assert "https://authors" in str(told[0].message)
     assert told[0].filename == __file__, "it points at the caller"
-
-
-def test_consent(shelf: Shelf) -> None:
-    shelf.put_tiny("held", licence="CC-BY-NC-4.0", licence_url="https://nc", consent=True)
-    with pytest.raises(LicenceError, match=r"CC-BY-NC-4\.0.*https://nc.*accept_licence=True"):
-        svd_hub.load("held")
-    assert nothing_kept()
-    assert equal(svd_hub.load("held", accept_licence=True), values(TINY))
-    with pytest.raises(LicenceError):
-        svd_hub.load("held")
-    assert svd_hub.load("held", weights=None).num_classes == 5
 
 
 def test_the_conversion_key_tells_options_origins_and_versions_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -326,8 +326,10 @@ def test_every_architecture_builds_with_its_defaults() -> None:
     for name in ARCHITECTURES:
         with torch.device("meta"):
             model = build(name, {})
-        assert [info.name for info in model.feature_info] == list(LEVELS)
-        assert {"in_channels", "num_classes", "width", "depth_stride", "features_only"} <= set(option_names(name))
+        names = [info.name for info in model.feature_info]
+        levels = list(LEVELS) if name in ("resnet3d", "p3d") else [f"level{n}" for n in range(len(names))]
+        assert names == levels
+        assert {"in_channels", "num_classes", "features_only"} <= set(option_names(name))
 
 
 def test_build_passes_every_option_on() -> None:
@@ -342,6 +344,8 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
         "depth": 34,
         "width": 32,
         "stem": "v1c",
+        "stem_depth": 3,
+        "convolution": "acs",
         "stem_stride": 1,
         "stem_pool": False,
         "pool_stride": 1,

@@ -18,6 +18,7 @@ torch.set_num_threads(1)
 Triple = tuple[int, int, int]
 State = dict[str, Tensor]
 FLAT, PLANE, CUBE = (1, 1, 1), (1, 2, 2), (2, 2, 2)
+STEM: dict[str, dict[str, Any]] = {"7x7x7": {}, "3x7x7": {"stem_depth": 3}, "v1c": {"stem": "v1c"}}
 LEVELS = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
@@ -130,7 +131,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sync norm": {"options": {"norm": "sync"}, "stated": {"strides": KEEP}},
     "v1c": {"options": {"stem": "v1c"}, "stated": {"strides": KEEP}},
     "torchvision": {
-        "options": {"stem": "3x7x7", "stem_stride": (1, 2, 2), "stem_pool": False, "depth_stride": 2},
+        "options": {"stem_depth": 3, "stem_stride": (1, 2, 2), "stem_pool": False, "depth_stride": 2},
         "stated": {"strides": HALVE, "pool": None},
     },
     "ACS": {
@@ -175,7 +176,7 @@ FORMS: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize(("stem", "depth"), [("7x7x7", 18), ("v1c", 10), ("3x7x7", 50)])
 def test_feature_info_is_the_shape(form: dict[str, Any], stem: str, depth: int) -> None:
     with torch.device("meta"):
-        model = ResNet3D(depth=depth, stem=stem, width=16, **form)
+        model = ResNet3D(depth=depth, width=16, **STEM[stem], **form)
         for size in ((16, 64, 96), (3, 32, 32), (9, 33, 47)):
             maps = model.features(torch.empty(2, 1, *size))
             assert tuple(maps) == tuple(info.name for info in model.feature_info) == LEVELS
@@ -265,7 +266,7 @@ def test_detached_shortcut_a_passes_no_gradient_and_the_same_value() -> None:
         {},
         {"depth": 50},
         {"stem": "v1c", "norm": "group"},
-        {"stem": "3x7x7", "norm": "sync"},
+        {"stem_depth": 3, "norm": "sync"},
         {"shortcut": "A"},
         {"depth_stride": 2, "norm": "group"},
     ],
@@ -283,7 +284,7 @@ def test_every_parameter_gets_a_gradient(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("stem", "silent"), [("7x7x7", [0, 6]), ("3x7x7", []), ("v1c", [])])
 def test_outer_taps_of_the_7x7x7_stem_never_learn_at_depth_3(stem: str, silent: list[int]) -> None:
     torch.manual_seed(0)
-    model = ResNet3D(depth=10, width=4, stem=stem, init="kaiming")
+    model = ResNet3D(depth=10, width=4, init="kaiming", **STEM[stem])
     model(torch.randn(2, 1, 3, 32, 32)).square().sum().backward()
     kernel = model.get_parameter("stem.0.conv.weight" if stem == "v1c" else "conv1.weight")
     assert kernel.grad is not None
@@ -345,8 +346,8 @@ def test_the_stem_level_is_before_the_max_pool_and_is_not_overwritten() -> None:
 @pytest.mark.parametrize("stem", ["7x7x7", "3x7x7", "v1c"])
 def test_in_channels_changes_only_the_first_kernel(stem: str) -> None:
     with torch.device("meta"):
-        one, three = (ResNet3D(in_channels=n, stem=stem).state_dict() for n in (1, 3))
-        assert ResNet3D(in_channels=3, stem=stem).features(torch.empty(1, 3, 3, 32, 32))
+        one, three = (ResNet3D(in_channels=n, **STEM[stem]).state_dict() for n in (1, 3))
+        assert ResNet3D(in_channels=3, **STEM[stem]).features(torch.empty(1, 3, 3, 32, 32))
     different = {n for n in one if one[n].shape != three[n].shape}
     assert different == {"stem.0.conv.weight" if stem == "v1c" else "conv1.weight"}
     assert three[different.pop()].shape[1] == 3
@@ -355,7 +356,10 @@ def test_in_channels_changes_only_the_first_kernel(stem: str) -> None:
 BAD: tuple[tuple[dict[str, Any], str], ...] = (
     ({"depth": 20}, r"depth=20 .*10, 18, 34, 50"),
     ({"depth": "18"}, r"depth='18' .*10, 18, 34"),
-    ({"stem": "5x5x5"}, r"stem='5x5x5' .*7x7x7.*3x7x7.*v1c"),
+    ({"stem": "5x5x5"}, r"stem='5x5x5' .*plain.*v1c"),
+    ({"stem_depth": 5}, r"stem_depth=5 .*7, 3"),
+    ({"stem_depth": 3, "convolution": "acs"}, r"stem_depth=3 .*allowed: 7"),
+    ({"convolution": "2d"}, r"convolution='2d' .*3d.*acs"),
     ({"norm": "layer"}, r"norm='layer' .*batch.*group.*instance.*sync"),
     ({"shortcut": "C"}, r"shortcut='C' .*'A', 'B'"),
     ({"depth_stride": 3}, r"depth_stride=3 .*1, 2"),

@@ -125,10 +125,11 @@ def test_shuffle_moves_whole_planes() -> None:
     [
         {},
         {"stem": "v1c"},
-        {"stem": "3x7x7", "stem_pool": False},
+        {"stem_depth": 3, "stem_pool": False},
         {"output_stride": 8},
         {"shortcut": "A"},
         {"depth": 50},
+        {"convolution": "acs"},
     ],
     ids=str,
 )

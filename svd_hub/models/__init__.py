@@ -18,6 +18,11 @@ __all__ = ["ARCHITECTURES", "Backbone", "Feature", "build", "default_options", "
 ARCHITECTURES: dict[str, str] = {
     "resnet3d": "resnet3d:ResNet3D",
     "p3d": "p3d:P3D",
+    "densenet3d": "densenet3d:DenseNet3D",
+    "unet3d_genesis": "unet3d_genesis:GenesisUNet3D",
+    "segresencoder": "segresnet:SegResEncoder",
+    "segresnet_ds": "segresnet:SegResNetDS",
+    "segresnet": "segresnet:SegResNet",
 }
 """Name -> "module:Class"; the module is one of this package."""
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError, check_choice
+from .acs import ACSConv
 
 Triple = tuple[int, int, int]
 NORMS = ("batch", "group", "instance", "sync")
@@ -53,6 +54,19 @@ class Feature:
     stride: Triple
 
 
+CONVOLUTIONS = ("3d", "acs")
+
+
+def make_convolution(
+    kind: str, channels_in: int, channels_out: int, kernel: int, *, stride: Triple, dilation: Triple, bias: bool = False
+) -> nn.Conv3d | ACSConv:
+    """Return a cubic convolution that keeps the size but for its stride: "3d", or "acs" with a 2D kernel."""
+    check_choice("convolution", kind, CONVOLUTIONS)
+    padding = (dilation[0] * (kernel // 2), dilation[1] * (kernel // 2), dilation[2] * (kernel // 2))
+    make = nn.Conv3d if kind == "3d" else ACSConv
+    return make(channels_in, channels_out, kernel, stride=stride, padding=padding, dilation=dilation, bias=bias)
+
+
 def multiply(a: Triple, b: Triple) -> Triple:
     """Return the elementwise product of two triples."""
     return (a[0] * b[0], a[1] * b[1], a[2] * b[2])
@@ -65,7 +79,11 @@ class Backbone(nn.Module):
     pyramid, a dict of (N, C, D, H, W) tensors ordered shallow to deep, where `features_only` is set.
     """
 
+    # Options that decide names or shapes of parameters, and so belong to a weight.
     weight_options: ClassVar[tuple[str, ...]] = ()
+    # Prefix of the tensors that another number of classes replaces, and of what is not there without classes beside it.
+    head: ClassVar[str] = "fc."
+    decoder: ClassVar[tuple[str, ...]] = ()
     feature_info: tuple[Feature, ...]
 
     def __init__(self, *, in_channels: int, num_classes: int, features_only: bool) -> None:

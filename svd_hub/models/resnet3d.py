@@ -9,14 +9,17 @@ weights fit every spatial form of one network.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import OptionError, check_choice
-from .layers import Backbone, Feature, Triple, make_norm, multiply, triple
+from .acs import ACSConv
+from .layers import Backbone, Feature, Triple, make_convolution, make_norm, multiply, triple
 
+ONE: Triple = (1, 1, 1)
 Stride = int | Sequence[int]
 BLOCKS = {
     10: (1, 1, 1, 1),
@@ -27,7 +30,7 @@ BLOCKS = {
     152: (3, 8, 36, 3),
     200: (3, 24, 36, 3),
 }
-STEMS = ("7x7x7", "3x7x7", "v1c")
+STEMS = ("plain", "v1c")
 
 
 class ShortcutA(nn.Module):
@@ -73,12 +76,13 @@ class BasicBlock(Block):
         stride: Triple,
         dilation: Triple,
         norm: str,
+        convolution: str,
         downsample: nn.Module | None,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(channels_in, planes, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+        self.conv1 = make_convolution(convolution, channels_in, planes, 3, stride=stride, dilation=dilation)
         self.bn1 = make_norm(norm, planes)
-        self.conv2 = nn.Conv3d(planes, planes, 3, padding=dilation, dilation=dilation, bias=False)
+        self.conv2 = make_convolution(convolution, planes, planes, 3, stride=ONE, dilation=dilation)
         self.bn2 = make_norm(norm, planes)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
@@ -104,14 +108,15 @@ class Bottleneck(Block):
         stride: Triple,
         dilation: Triple,
         norm: str,
+        convolution: str,
         downsample: nn.Module | None,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(channels_in, planes, 1, bias=False)
+        self.conv1 = make_convolution(convolution, channels_in, planes, 1, stride=ONE, dilation=ONE)
         self.bn1 = make_norm(norm, planes)
-        self.conv2 = nn.Conv3d(planes, planes, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+        self.conv2 = make_convolution(convolution, planes, planes, 3, stride=stride, dilation=dilation)
         self.bn2 = make_norm(norm, planes)
-        self.conv3 = nn.Conv3d(planes, planes * self.expansion, 1, bias=False)
+        self.conv3 = make_convolution(convolution, planes, planes * self.expansion, 1, stride=ONE, dilation=ONE)
         self.bn3 = make_norm(norm, planes * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
@@ -134,7 +139,9 @@ class ResNet3D(Backbone):
         in_channels: channels of the input; 1 for CT, MR and pseudo-3D images.
         num_classes: outputs of `fc`; 0 = no head.
         width: stem channels; the stages have 1, 2, 4, 8 times as many (times 4 with bottlenecks).
-        stem: "7x7x7" | "3x7x7" (torchvision's r3d) | "v1c" (three 3x3x3 convolutions, paper IV-C).
+        stem: "plain" (one 7x7 convolution, `stem_depth` deep) | "v1c" (three 3x3x3 convolutions, paper IV-C).
+        stem_depth: depth of the plain stem's kernel, 7, or 3 as torchvision's r3d has it; "acs" needs 7.
+        convolution: "3d" | "acs": 2D kernels, each of a third of the output channels in one of the three planes.
         stem_stride, pool_stride, strides: an integer or (D, H, W) each; `strides` has four of them.
         depth_stride: what an integer stride or dilation means in depth: 1 = depth is kept (pre-training,
             paper III-B), 2 = depth is treated like H and W (transfer to volumes, paper III-C).
@@ -152,7 +159,7 @@ class ResNet3D(Backbone):
         OptionError: a value that is not allowed, with what is.
     """
 
-    weight_options = ("depth", "width", "stem", "norm", "shortcut", "downsample_bias")
+    weight_options = ("depth", "width", "stem", "stem_depth", "convolution", "norm", "shortcut", "downsample_bias")
 
     def __init__(
         self,
@@ -161,7 +168,8 @@ class ResNet3D(Backbone):
         in_channels: int = 1,
         num_classes: int = 0,
         width: int = 64,
-        stem: str = "7x7x7",
+        stem: str = "plain",
+        stem_depth: int = 7,
         stem_stride: Stride = 2,
         stem_pool: bool = True,
         pool_stride: Stride = 2,
@@ -169,6 +177,7 @@ class ResNet3D(Backbone):
         dilations: Sequence[Stride] = (1, 1, 1, 1),
         depth_stride: int = 1,
         output_stride: int | None = None,
+        convolution: str = "3d",
         norm: str = "batch",
         shortcut: str = "B",
         detach_shortcut: bool = False,
@@ -179,6 +188,7 @@ class ResNet3D(Backbone):
         super().__init__(in_channels=in_channels, num_classes=num_classes, features_only=features_only)
         check_choice("depth", depth, BLOCKS)
         check_choice("stem", stem, STEMS)
+        check_choice("stem_depth", stem_depth, (7, 3) if convolution == "3d" else (7,))
         check_choice("shortcut", shortcut, ("A", "B"))
         check_choice("depth_stride", depth_stride, (1, 2))
         check_choice("init", init, ("official", "kaiming"))
@@ -199,9 +209,9 @@ class ResNet3D(Backbone):
         if output_stride is not None:
             steps, holes = dilate_instead(reached, steps, output_stride, depth_stride)
 
-        self._norm, self._shortcut = norm, shortcut
+        self._norm, self._shortcut, self._convolution = norm, shortcut, convolution
         self._detach, self._downsample_bias = detach_shortcut, downsample_bias
-        self._make_stem(stem, in_channels, width, stem_step)
+        self._make_stem(stem, in_channels, width, stem_step, stem_depth)
         self.maxpool: nn.Module = nn.MaxPool3d(3, stride=pool, padding=1) if stem_pool else nn.Identity()
         info = [Feature("stem", width, stem_step)]
         block: type[BasicBlock | Bottleneck] = BasicBlock if depth < 50 else Bottleneck
@@ -217,20 +227,25 @@ class ResNet3D(Backbone):
         self.add_head(channels)
         self._initialise(init)
 
-    def _make_stem(self, stem: str, channels_in: int, width: int, stride: Triple) -> None:
+    def _make_stem(self, stem: str, channels_in: int, width: int, stride: Triple, stem_depth: int) -> None:
         if stem == "v1c":
             half = width // 2
-            plan = ((channels_in, half, stride), (half, half, (1, 1, 1)), (half, width, (1, 1, 1)))
+            plan = ((channels_in, half, stride), (half, half, ONE), (half, width, ONE))
             self.stem = nn.Sequential()
             for index, (a, b, step) in enumerate(plan):
                 part = nn.Sequential()
-                part.add_module("conv", nn.Conv3d(a, b, 3, stride=step, padding=1, bias=False))
+                part.add_module("conv", make_convolution(self._convolution, a, b, 3, stride=step, dilation=ONE))
                 part.add_module("bn", make_norm(self._norm, b))
                 part.add_module("relu", nn.ReLU(inplace=True))
                 self.stem.add_module(str(index), part)
             return
-        kernel = (7, 7, 7) if stem == "7x7x7" else (3, 7, 7)
-        self.conv1 = nn.Conv3d(channels_in, width, kernel, stride=stride, padding=(kernel[0] // 2, 3, 3), bias=False)
+        if stem_depth == 7:
+            self.conv1: nn.Module = make_convolution(
+                self._convolution, channels_in, width, 7, stride=stride, dilation=ONE
+            )
+        else:
+            kernel, padding = (stem_depth, 7, 7), (stem_depth // 2, 3, 3)
+            self.conv1 = nn.Conv3d(channels_in, width, kernel, stride=stride, padding=padding, bias=False)
         self.bn1 = make_norm(self._norm, width)
         self.relu = nn.ReLU(inplace=True)
 
@@ -245,22 +260,23 @@ class ResNet3D(Backbone):
     ) -> nn.Sequential:
         out = planes * block.expansion
         downsample: nn.Module | None = None
-        if channels_in != out or stride != (1, 1, 1):
+        if channels_in != out or stride != ONE:
             downsample = self._make_shortcut(channels_in, out, stride)
-        blocks = [block(channels_in, planes, stride=stride, dilation=dilation, norm=self._norm, downsample=downsample)]
-        for _ in range(1, count):
-            blocks.append(block(out, planes, stride=(1, 1, 1), dilation=dilation, norm=self._norm, downsample=None))
+        make = functools.partial(block, dilation=dilation, norm=self._norm, convolution=self._convolution)
+        blocks = [make(channels_in, planes, stride=stride, downsample=downsample)]
+        blocks += [make(out, planes, stride=ONE, downsample=None) for _ in range(1, count)]
         return nn.Sequential(*blocks)
 
     def _make_shortcut(self, channels_in: int, out: int, stride: Triple) -> nn.Module:
         if self._shortcut == "A":
             return ShortcutA(out, stride, detach=self._detach)
-        conv = nn.Conv3d(channels_in, out, 1, stride=stride, bias=self._downsample_bias)
+        bias = self._downsample_bias
+        conv = make_convolution(self._convolution, channels_in, out, 1, stride=stride, dilation=ONE, bias=bias)
         return nn.Sequential(conv, make_norm(self._norm, out))
 
     def _initialise(self, init: str) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Conv3d) and init == "kaiming":
+            if isinstance(module, nn.Conv3d | ACSConv) and init == "kaiming":
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if isinstance(module, BasicBlock | Bottleneck) and init == "official":
                 nn.init.zeros_(module.last_norm.weight)  # type: ignore[arg-type]

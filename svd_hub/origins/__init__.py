@@ -18,8 +18,21 @@ if TYPE_CHECKING:
     from .conversion import Conversion
 
 # Part of the path of every conversion in the cache: raise it when the same file would convert to other bytes.
-CONVERTER_VERSION: int = 1
-ORIGINS = ("svd_hub", "svdnet_imagenet", "svdnet_coco")
+CONVERTER_VERSION: int = 2
+ORIGINS = (
+    "svd_hub",
+    "svdnet_imagenet",
+    "svdnet_coco",
+    "medicalnet",
+    "kinetics",
+    "torchvision_video",
+    "imagenet_2d",
+    "genesis",
+    "fmcib",
+    "merlin",
+    "ctfm",
+    "suprem",
+)
 
 
 class Origin(Protocol):

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +26,16 @@ class Conversion:
         renamed: the file's name -> ours, where they differ.
         dropped: the file's name -> why it is not there.
         notes: anything else a user should know, one sentence each.
+        options: what the file says of the network where the entry leaves it open (its classes, its parts).
+        upstream: what the file held before anything was done to it; not an origin's work but its caller's.
     """
 
     tensors: dict[str, Tensor]
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    upstream: Mapping[str, Any] = field(default_factory=dict)
 
 
 def convert_by_rules(
@@ -78,7 +83,7 @@ def _notes(tensors: Mapping[str, Tensor], counts: Mapping[str, int], dropped: Ma
     notes = [f"{count} {dtype} tensors were cast to {_target(dtype)}" for dtype, count in counts.items()]
     groups = Counter((name.split(".")[0], reason) for name, reason in dropped.items())
     notes += [f"{count} tensors of {top} were dropped: {reason}" for (top, reason), count in groups.items()]
-    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    bad = [name for name, tensor in tensors.items() if not (tensor.is_meta or torch.isfinite(tensor).all())]
     if bad:
         notes.append(f"{len(bad)} tensors hold NaN or infinity, {bad[0]} first")
     return tuple(notes)

@@ -219,7 +219,7 @@ def examine(entry: Entry, path: Path, *, source: str = "", notes: Iterable[str] 
         raise IntegrityError(
             f"{source or path} is not the file of {entry.name!r}: expected {promised}"
             f"{f', {stated} bytes' if stated else ''}; got sha256 {digest}, {size} bytes: {kind}"
-            f"{', cut off' if 0 < size < stated and not no_weights else ''} ({path})."
+            f"{', cut off' if 0 < size < stated and not no_weights else ''}."
             f"{_held_note(entry, expected)}"
         )
     if len(expected) < 64:
