@@ -96,8 +96,8 @@ def _input_words(entry: Entry) -> str:
     words = [rule.modality, f"{rule.channels} channels" if rule.channels > 1 else ""]
     words.append("x".join(f"{side:g}" for side in rule.spacing) + " mm" if rule.spacing else "")
     words.append("{:g} to {:g}".format(*rule.window) + (" HU" if rule.modality == "CT" else "") if rule.window else "")
-    words.append("own mean and std" if rule.statistics == "volume" else "")
-    words.append("x".join(map(str, rule.size)) if rule.size else "")
+    words.append("" if rule.statistics == "fixed" else "own mean and std")
+    words.append(("resized to " if rule.fit == "resize" else "") + "x".join(map(str, rule.size)) if rule.size else "")
     return ", ".join(filter(None, words))
 
 

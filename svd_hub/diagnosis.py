@@ -13,6 +13,16 @@ _DETECTOR = ("backbone", "neck", "rpn_head", "bbox_head", "roi_head")
 # Parts of the hub's segmentation networks, and of the heads that others put on theirs.
 _DECODER = re.compile(r"(up_tr\d+|up_layers|up_samples|decoder)\.")
 _SEGMENTER = re.compile(r"(conv_seg|heads|out_tr|conv_final|seg_outputs|decode_head|segmentation_head)\.")
+_FAMILIES = {
+    "a U-Net as Models Genesis has it": re.compile(r"(^|\.)down_tr64\."),
+    "a DenseNet": re.compile(r"(^|\.)denseblock1\."),
+    "a SegResNet of MONAI": re.compile(r"(^|\.)(conv_init|convInit)\."),
+    "a residual network": re.compile(r"(^|\.)layer1\.0\.(conv|norm)"),
+}
+_STEMS = (
+    *("conv1.weight", "stem.0.conv.weight", "conv0.weight", "down_tr64.ops.0.conv1.weight"),
+    *("encoder.conv_init.weight", "convInit.conv.weight"),
+)
 _DEPTHS = {
     (False, (1, 1, 1, 1)): "10",
     (False, (2, 2, 2, 2)): "18",
@@ -92,6 +102,9 @@ def _family(found: Shapes, wanted: Shapes) -> str:
         return "a 3D network (5-D kernels), not the 2D one that is inflated here"
     if any(re.search(r"(^|\.)(conv1_custom|norm_\d)\.", name) for name in found):
         return "P3D under its upstream names: convert it first"
+    for family, mark in _FAMILIES.items():
+        if any(map(mark.search, found)) and wanted and not any(map(mark.search, wanted)):
+            return f"{family}, another network"
     return ""
 
 
@@ -134,13 +147,13 @@ def _shortcut(found: Shapes, wanted: Shapes) -> str:
 
 
 def _stem(found: Shapes, wanted: Shapes) -> Iterator[str]:
-    names = ("conv1.weight", "stem.0.conv.weight")
-    here = next((n for n in names if n in found), "")
-    there = next((n for n in names if n in wanted), "")
+    here = next((n for n in _STEMS if n in found), "")
+    there = next((n for n in _STEMS if n in wanted), "")
     if not here or not there:
         return
     if here != there:
-        yield f"another stem: {here} instead of {there}"
+        if {here, there} == set(_STEMS[:2]):
+            yield f"another stem: {here} instead of {there}"
         return
     a, b = found[here], wanted[there]
     if len(a) != len(b) or len(b) < 3:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import helpers_genesis
 import pytest
 import torch
 from torch import Tensor
@@ -39,6 +40,15 @@ def r2plus1d() -> dict[str, Tensor]:
     return new
 
 
+def unet(*, inputs: int = 1, classes: int = 1) -> dict[str, Tensor]:
+    shapes = helpers_genesis.documented_shapes(inputs=inputs, classes=classes)
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def encoder() -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in unet().items() if name.startswith("down_tr")}
+
+
 WRONG: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {
     "3-channel stem, not 1": (state(in_channels=3), {}),
     "3x7x7 stem, not 7x7x7": (state(stem_depth=3), {}),
@@ -56,7 +66,18 @@ WRONG: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {
     "keys start with 'encoder.'": (renamed("encoder.{}"), {}),
     "a 2D network (4-D kernels)": (flat_2d(), {}),
     "half the width: width 32, not 64": (state(width=32), {}),
-    "double the width: width 128, not 64": (state(width=128), {}),
+    "double width: width 128, not 64": (state(width=128), {}),
+    "double width (FMCIB's): width 128, not 64": (state(depth=50, width=128), {"depth": 50}),
+    "shortcut B with a bias: build it with downsample_bias=True": (state(downsample_bias=True), {}),
+    "shortcut B without a bias: build it with downsample_bias=False": (state(), {"downsample_bias": True}),
+    "a 3D network (5-D kernels), not the 2D one": (state(in_channels=3), {"in_channels": 3, "convolution": "acs"}),
+    "a network with a segmentation head (conv_seg.) that is not expected": (
+        state() | {"conv_seg.0.weight": torch.ones(512, 32, 2, 2, 2)},
+        {},
+    ),
+    "a U-Net as Models Genesis has it, another network": (unet(), {}),
+    "a DenseNet, another network": ({"denseblock1.denselayer1.norm1.weight": torch.ones(64)}, {}),
+    "a SegResNet of MONAI, another network": ({"convInit.conv.weight": torch.ones(16, 1, 3, 3, 3)}, {}),
     "another stem: stem.0.conv.weight instead of conv1.weight": (state(stem="v1c"), {}),
     "GroupNorm (no running statistics), not BatchNorm": (state(norm="group"), {}),
     "BatchNorm, not GroupNorm": (state(), {"norm": "group"}),
@@ -78,6 +99,36 @@ def test_the_known_complaints_are_named(words: str) -> None:
     # A diagnosis is made for this complaint, not for every file.
     others = [w for w in WRONG if w != words and w in said]
     assert all(w.split()[0] in ("3-channel", "keys") for w in others), others
+
+
+SEGMENTERS: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {
+    "an encoder only (48 tensors of the decoder are not there: up_tr128, up_tr256, up_tr64): num_classes=0": (
+        encoder(),
+        unet(),
+    ),
+    "a whole segmentation network (48 tensors of a decoder: up_tr128, up_tr256, up_tr64), not an encoder only": (
+        unet(),
+        encoder(),
+    ),
+    "a network with a segmentation head (out_tr.) that is not expected": (unet(), encoder()),
+    "a segmentation head of 14 classes, not 1": (unet(classes=14), unet()),
+    "3-channel stem, not 1": (unet(inputs=3), unet()),
+    "a residual network, another network": (state(), unet()),
+}
+
+
+@pytest.mark.parametrize("words", SEGMENTERS)
+def test_the_complaints_of_segmenters_are_named(words: str) -> None:
+    tensors, wanted = SEGMENTERS[words]
+    said = diagnosis.diagnose(tensors, {name: tuple(tensor.shape) for name, tensor in wanted.items()})
+    assert words in said
+    assert not [w for w in WRONG if w in said and w not in words]
+
+
+@pytest.mark.parametrize("whole", [state(), unet(), encoder()], ids=["resnet", "unet", "encoder"])
+def test_what_fits_gets_no_diagnosis(whole: dict[str, Tensor]) -> None:
+    said = diagnosis.diagnose(whole, {name: tuple(tensor.shape) for name, tensor in whole.items()})
+    assert said == f"found {len(whole)} tensors, expected {len(whole)}: {len(whole)} match"
 
 
 def test_a_detector_under_a_prefix_is_also_diagnosed_inside() -> None:

@@ -545,7 +545,7 @@ def test_the_2018_clips_are_not_scaled() -> None:
         np.full((2, 8, 8, 3), -1000),
         np.full((2, 8, 8, 3), np.nan),
     ],
-    ids=str,
+    ids=lambda clip: f"{clip.shape} {clip.dtype}",
 )
 def test_what_is_no_clip_is_refused(clip: Any) -> None:
     with pytest.raises(VolumeError, match="allowed: "):
