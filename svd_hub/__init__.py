@@ -27,8 +27,9 @@ _DOOR = {
     "get_entry": "catalog",
     "Entry": "catalog",
     "Preprocess": "preprocess",
-    "count": "count",
-    "inflate": "inflate",
+    "count": "counting",
+    "inflate": "inflation",
+    "task_model": "tasks",
     "rgb_to_depth": "variable_dimension",
     "preserve_depth": "variable_dimension",
     "restore_depth": "variable_dimension",
@@ -40,12 +41,13 @@ if TYPE_CHECKING:
     from .catalog import Entry as Entry
     from .catalog import get_entry as get_entry
     from .catalog import list_entries as list_entries
-    from .count import count as count
+    from .counting import count as count
     from .hub import LoadReport as LoadReport
     from .hub import load as load
     from .hub import save as save
-    from .inflate import inflate as inflate
+    from .inflation import inflate as inflate
     from .preprocess import Preprocess as Preprocess
+    from .tasks import task_model as task_model
     from .variable_dimension import GroupTransform as GroupTransform
     from .variable_dimension import preserve_depth as preserve_depth
     from .variable_dimension import restore_depth as restore_depth

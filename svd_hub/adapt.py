@@ -11,38 +11,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .entry import Entry
-from .inflate import CHANNEL_RULES as CHANNEL_RULES
-from .inflate import change_channels as change_channels
-from .inflate import inflate_kernel
+from .inflation import CHANNEL_RULES as CHANNEL_RULES
+from .inflation import change_channels as change_channels
+from .inflation import inflate_kernel
 from .models import Backbone
 from .models.acs import ACSConv
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """One explicit change: the tensor's name, the rule in words, its shape before and after (() = not there)."""
+    """One explicit change: the tensor's name, the rule in words, its shape before and after (None = not there)."""
 
     name: str
     rule: str
-    before: tuple[int, ...]
-    after: tuple[int, ...]
+    before: tuple[int, ...] | None
+    after: tuple[int, ...] | None
 
     def __str__(self) -> str:
-        return f"{self.name} {self.before or 'absent'} -> {self.after or 'absent'}: {self.rule}"
+        shapes = " -> ".join("absent" if shape is None else str(shape) for shape in (self.before, self.after))
+        return f"{self.name} {shapes}: {self.rule}"
 
 
 def values_that_fit(entry: Entry, option: str, default: Any) -> list[Any]:
     """Return the values of a weight option that the weights of `entry` can be adapted to, the trained one first."""
     values = [plain(entry.options.get(option, default))]
-    if option == "convolution" and entry.inflation == "acs":
-        values.append("acs")  # the stored form: 2D kernels, trained on as ACS
+    if option == "convolution" and (entry.inflation == "acs" or values == ["acs"]):
+        values = [values[0], *({"acs", "3d"} - set(values))]  # 2D kernels, or the dense ones that equal them
+    if option == "dsdepth":
+        values += range(values[0] - 1, 0, -1)  # heads of the coarser levels may be left out
     if option == "stem_depth" and values == [3]:
         values.append(7)  # zeros around the kernel and as much more padding: the same function
     return values
 
 
 def plain(value: Any) -> Any:
-    """Return an option's value as it compares: TOML and JSON have lists where Python has tuples."""
+    """Return an option's value as it compares: TOML and JSON have lists where Python has tuples, in tables too."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
     return tuple(plain(item) for item in value) if isinstance(value, list | tuple) else value
 
 
@@ -71,7 +76,7 @@ def adapt(
             kernels for 2D ones.
         in_channels_rule: see `change_channels`.
         new_head: what the weights have under `network.head` is left, and made new.
-        inflation: the rule of `svd_hub.inflate` by which 2D kernels become 3D, "" = there are none.
+        inflation: the rule of `svd_hub.inflation` by which 2D kernels become 3D.
     """
     wanted = dict(network.state_dict())
     adapted = dict(tensors)
@@ -81,10 +86,10 @@ def adapt(
         changes.append(Adaptation(name, rule, tuple(adapted[name].shape), tuple(new.shape)))
         adapted[name] = new
 
-    first = first_convolution(network)
+    first, rule = first_convolution(network), inflation or "acs"  # 2D kernels without a rule are an ACS network's own
     for name, tensor in tensors.items():
-        if inflation and name in wanted and tensor.ndim == 4 and wanted[name].ndim == 5:
-            change(name, f"2D kernel inflated by {inflation}", inflate_kernel(tensor, inflation))
+        if name in wanted and tensor.ndim == 4 and wanted[name].ndim == 5:
+            change(name, f"2D kernel inflated by {rule}", inflate_kernel(tensor, rule))
     if first in adapted and adapted[first].ndim == wanted[first].ndim:
         _adapt_first(first, adapted, wanted[first].shape, in_channels_rule, change)
     return adapted, [*changes, *_adapt_head(adapted, wanted, network, new_head=new_head)]
@@ -102,15 +107,19 @@ def _adapt_first(name: str, adapted: Mapping[str, Tensor], want: torch.Size, rul
 def _adapt_head(
     adapted: dict[str, Tensor], wanted: Mapping[str, Tensor], network: Backbone, *, new_head: bool
 ) -> list[Adaptation]:
+    heads = (network.head,) if isinstance(network.head, str) else network.head
+    kept = tuple(prefix for prefix in heads if any(name.startswith(prefix) for name in adapted))
+    # classes of the whole image instead of the voxels': the old head goes, and the other one is new
+    new_head = new_head or any(n.startswith(heads) and not n.startswith(kept) for n in wanted)
     changes = []
-    for name in [n for n in adapted if n.startswith((network.head, *network.decoder))]:
-        if name not in wanted or (new_head and name.startswith(network.head)):
-            part = "head" if name.startswith(network.head) else "decoder"
-            changes.append(Adaptation(name, f"{part} dropped", tuple(adapted.pop(name).shape), ()))
-    for name in [n for n in wanted if new_head and n.startswith(network.head)]:
+    for name in [n for n in adapted if n.startswith((*heads, *network.decoder))]:
+        if name not in wanted or (new_head and name.startswith(heads)):
+            part = "head" if name.startswith(heads) else "decoder"
+            changes.append(Adaptation(name, f"{part} dropped", tuple(adapted.pop(name).shape), None))
+    for name in [n for n in wanted if new_head and n.startswith(heads)]:
         shape = tuple(wanted[name].shape)
         weight = len(shape) > 1
         adapted[name] = torch.empty(shape).normal_(std=0.01) if weight else torch.zeros(shape)
         rule = "new head, normal with std 0.01" if weight else "new head, zeros"
-        changes.append(Adaptation(name, rule, (), shape))
+        changes.append(Adaptation(name, rule, None, shape))
     return changes

@@ -12,7 +12,7 @@ from typing import Any
 from . import checkpoint, origins, store
 from .catalog import Entry, get_entry
 from .diagnosis import some
-from .errors import CheckpointError, IntegrityError, OptionError
+from .errors import CheckpointError, IntegrityError, OptionError, SvdHubError
 from .files import sha256_of
 from .identify import identify
 from .origins.conversion import Conversion
@@ -24,7 +24,7 @@ from .transport import folder_error
 
 def converter_version(entry: Entry) -> str:
     """Return what the conversion of an entry's file depends on, for the cache path."""
-    parts = [entry.architecture, dict(entry.options), *filter(None, [dict(entry.stored)])]
+    parts = [entry.architecture, dict(entry.options), *filter(None, [dict(entry.stored), entry.inflation])]
     text = json.dumps(parts, sort_keys=True)
     return f"{entry.origin}-{origins.CONVERTER_VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -46,7 +46,7 @@ def _bring(entry: Entry, progress: bool) -> store.Local:
     with store.workdir() as work:
         fetched = store.fetch(entry, work, progress=progress)
         try:
-            done = convert(entry, fetched.path)
+            done = convert(entry, fetched.path, own=False)
         except CheckpointError as error:
             told = CheckpointError(f"{entry.name!r}: what came from {fetched.source} was not kept. {error}")
             told.upstream = {**error.upstream, "sha256": fetched.sha256, "size": fetched.size}
@@ -87,8 +87,16 @@ def _record(entry: Entry, done: Conversion, source_sha256: str) -> dict[str, Any
     }
 
 
-def convert(entry: Entry, file: Path) -> Conversion:
+def convert(entry: Entry, file: Path, *, own: bool, called: str = "") -> Conversion:
     """Read a foreign or own checkpoint as `entry`'s, strictly: every tensor of the trained network, and no other.
+
+    Args:
+        entry: what the file is said to be.
+        file: the checkpoint.
+        own: a user's own file of this network, which may have other classes, say; what goes into the cache under the
+            entry's name may differ only in what the entry leaves `open`.
+
+        called: its name in messages; "" = the file's own.
 
     Raises:
         CheckpointError: it is not that network; the message names what it looks like.
@@ -96,11 +104,24 @@ def convert(entry: Entry, file: Path) -> Conversion:
     read = checkpoint.read(file)
     upstream = _held(read)
     try:
-        done = _convert(entry, read, file.name)
+        done = _convert(entry, read, called or file.name, own=own)
     except CheckpointError as error:
         error.upstream = upstream
         raise
     return dataclasses.replace(done, upstream=upstream)
+
+
+def _look_at(file: Path, name: str) -> tuple[str, bool]:
+    """Return in a sentence what a file that was refused looks like, and whether it has the layout of entry `name`."""
+    try:
+        names = identify(checkpoint.read(file).tensors)
+    except SvdHubError as error:
+        why = str(error).partition(" Next:")[0].removeprefix(str(file)).strip()
+        return f" It cannot be read as a checkpoint: {why}", False
+    if not names:
+        return " Its tensors are those of no entry.", False
+    names = sorted(names, key=lambda one: one != name)
+    return f" Its tensors have the layout of {some(names, 4)}.", names[0] == name
 
 
 def _held(read: checkpoint.Checkpoint) -> dict[str, Any]:
@@ -110,12 +131,13 @@ def _held(read: checkpoint.Checkpoint) -> dict[str, Any]:
     return {**facts, "tensors": tensors}
 
 
-def _convert(entry: Entry, read: checkpoint.Checkpoint, file_name: str) -> Conversion:
+def _convert(entry: Entry, read: checkpoint.Checkpoint, file_name: str, *, own: bool) -> Conversion:
     origin = origins.get_origin(entry.origin)
     done = origin.convert(read.tensors, entry.stored_options)
     options_of = getattr(origin, "options_of", None)
     found = options_of(read.tensors, entry.stored_options) if options_of else {}
     found = {key: value for key, value in found.items() if value != entry.stored_options.get(key)}
+    found = {key: value for key, value in found.items() if own or key in entry.open}
     expected = shapes(skeleton(entry.architecture, {**entry.stored_options, **found}).state_dict())
     if shapes(done.tensors) != expected:
         told = checkpoint.diagnose(done.tensors, expected)
@@ -127,6 +149,7 @@ def _convert(entry: Entry, read: checkpoint.Checkpoint, file_name: str) -> Conve
             f"Next: svd-hub info {entry.name} says which file it is; {use}"
         )
     notes = list(done.notes)
+    notes += [f"the file has {key}={value!r}, the entry {entry.options.get(key)!r}" for key, value in found.items()]
     if read.prefix:
         notes.append(f"prefix {read.prefix!r} stripped from every key")
     if read.wrapper != "flat":
@@ -148,13 +171,15 @@ def convert_file(name: str, file: Path, *, to: Path | None = None) -> LoadReport
         CheckpointError: not that network.
     """
     entry = get_entry(name)
+    if not entry.architecture:
+        raise OptionError(f"{name!r} is listed only: no network of this hub. Next: svd-hub info {name}")
     if to is None and entry.source.kind in ("none", "bundled"):
         raise OptionError(
             f"{name!r} has no upstream file (source {entry.source.kind!r}), so nothing of it is cached. Next: add "
             f"--to FILE.safetensors, or svd_hub.load({name!r}, weights={str(file)!r})"
         )
     if to is not None:
-        done, digest = convert(entry, file), sha256_of(file)
+        done, digest = convert(entry, file, own=True), sha256_of(file)
         write_out(to, done.tensors, _record(entry, done, digest))
         if sha256_of(file) != digest:
             to.unlink()
@@ -170,11 +195,15 @@ def convert_file(name: str, file: Path, *, to: Path | None = None) -> LoadReport
             try:
                 fetched = store.examine(entry, copy, source=str(file))
             except IntegrityError as error:
-                raise IntegrityError(
-                    f"{error} Next: take the file that svd-hub info {name} names; to use this one as another file of "
-                    f"the same network, svd_hub.load({name!r}, weights={str(file)!r}), or add --to FILE.safetensors"
-                ) from None
-            done, digest = convert(entry, copy), fetched.sha256
+                words, fits = _look_at(copy, name)
+                step = f"take the file that svd-hub info {name} names"
+                if fits:
+                    step += (
+                        f"; to use this one all the same, svd_hub.load({name!r}, weights={str(file)!r}), or add "
+                        "--to FILE.safetensors"
+                    )
+                raise IntegrityError(f"{error}{words} Next: {step}") from None
+            done, digest = convert(entry, copy, own=False, called=file.name), fetched.sha256
             place = _publish(entry, done, work, fetched).path
     return LoadReport(
         name=entry.name,

@@ -144,8 +144,8 @@ def _merge(base: Mapping[str, Any], over: object, where: str) -> dict[str, Any]:
 def _inherit(name: str, tables: Mapping[str, Any], below: tuple[str, ...]) -> dict[str, Any]:
     """Return the table of an entry laid over the one that it is `like`: what they share is written once.
 
-    What an entry says replaces what the other says. `source` alone is merged key by key; a source of another kind
-    starts afresh, and another file never takes over a hash or a size.
+    What an entry says replaces what the other says; `more_notes` come behind the notes. `source` alone is merged key by
+    key; a source of another kind starts afresh, and another file never takes over a hash or a size.
     """
     where = f"entry {name!r}"
     table = _merge({}, tables.get(name, {}), where)
@@ -157,6 +157,9 @@ def _inherit(name: str, tables: Mapping[str, Any], below: tuple[str, ...]) -> di
     inherited, source = _inherit(base, tables, (*below, name)), table.get("source", {})
     if "licence" in table:
         inherited.pop("licence_url", None)
+    if "kind" in source:
+        inherited.pop("link", None)
+    table["notes"] = [*table.get("notes", inherited.get("notes", [])), *table.pop("more_notes", [])]
     taken = {} if "kind" in source else inherited.get("source", {})
     if "file" in source:
         taken = {key: value for key, value in taken.items() if key not in ("sha256", "size")}

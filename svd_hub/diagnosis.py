@@ -134,15 +134,16 @@ def _shortcut(found: Shapes, wanted: Shapes) -> str:
         return ""
     here, there = {n for n in found if ".downsample." in n}, {n for n in wanted if ".downsample." in n}
     if there and not here:
-        return f"shortcut A (no downsample tensors; {len(there)} expected): build it with shortcut='A'"
+        whose = "as MedicalNet's and the first Kinetics networks of depth 18 and 34 have"
+        return f"shortcut A (no downsample tensors; {len(there)} expected), {whose}"
     if here and not there:
-        return f"shortcut B ({len(here)} downsample tensors; none expected): build it with shortcut='B'"
+        return f"shortcut B ({len(here)} downsample tensors; none expected)"
     if any(n.startswith("layer1.0.downsample.") for n in here - there):
         return "a network with a shortcut convolution in layer1, as early detectors had by mistake"
     biases = [n for n in here ^ there if n.endswith(".downsample.0.bias")]
     if biases:
         word = "with" if biases[0] in here else "without"
-        return f"shortcut B {word} a bias: build it with downsample_bias={word == 'with'}"
+        return f"shortcut B {word} a bias in its convolution"
     return ""
 
 

@@ -87,7 +87,8 @@ class Entry:
     Attributes:
         options: the architecture's arguments that these weights need; a user never has to know them.
         stored: what is different in the upstream file: `load` adapts from it, by rules that the report names.
-        inflation: how 2D kernels of the file become 3D ones, one of `svd_hub.inflate.INFLATIONS`, or "".
+        open: options that upstream does not document: the upstream file itself decides them.
+        inflation: how 2D kernels of the file become 3D ones, one of `svd_hub.inflation.INFLATIONS`, or "".
         backbone: the family of networks a user starts from; entries of one family fit the same code.
         parameters: of the network as it is loaded by default, 0 = not counted.
         terms: the licence as the catalogue describes it, None where only its name is known.
@@ -101,6 +102,7 @@ class Entry:
     architecture: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     stored: Mapping[str, Any] = field(default_factory=dict)
+    open: tuple[str, ...] = ()
     inflation: str = ""
     backbone: str = ""
     parameters: int = 0
@@ -157,6 +159,8 @@ class Entry:
         """
         from .preprocess import Preprocess
 
+        if not self.architecture:
+            raise OptionError(f"{self.name!r} is listed only: it has no input rule. Next: svd-hub info {self.name}")
         try:
             return Preprocess(**self.preprocess_data)
         except (TypeError, ValueError) as error:

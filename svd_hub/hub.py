@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor
 
 from . import checkpoint, consent, models, saved
 from .adapt import CHANNEL_RULES, adapt, plain, values_that_fit
 from .canonical import cached_or_fetched, convert
-from .catalog import Entry, get_entry
+from .catalog import NOT_STATED, Entry, get_entry
 from .consent import LicenceWarning as LicenceWarning
+from .diagnosis import some
 from .errors import (
     CheckpointError,
     OptionError,
@@ -116,6 +119,7 @@ def load(
     model: Any
     if weights is None:
         model, report = _random(entry, wanted)
+        entry = dataclasses.replace(entry, trained_on="nothing: random weights", licence=NOT_STATED, terms=None)
     else:
         _refuse_weight_options(entry, options)
         model = skeleton(entry.architecture, wanted)  # before anything is fetched, because it checks the options
@@ -124,12 +128,12 @@ def load(
             consent.check(entry, accepted=accept_licence, stacklevel=2)
         if file is None or not saved.own_record(file):
             consent.warn_unstated(entry, stacklevel=2)
-        found = _from_file(entry, file) if file else _from_hub(entry, progress=progress)
-        if found.options:
-            trained |= found.options
-            wanted = {**trained, **asked}
+        found = _from_file(entry, file, model) if file else _from_hub(entry, progress=progress)
+        trained |= found.options
+        new_head = {**trained, **asked}["num_classes"] not in (trained["num_classes"], 0)
+        wanted = {**trained, **(model.new_head_options if new_head else {}), **asked}
+        if found.options or new_head:
             model = skeleton(entry.architecture, wanted)
-        new_head = wanted["num_classes"] != trained["num_classes"]
         report = _fill(model, entry, found, in_channels_rule, new_head=new_head)
     model.eval()
     own = in_channels is None and wanted.get("in_channels") == entry.options.get("in_channels")
@@ -209,9 +213,17 @@ def _from_hub(entry: Entry, *, progress: bool) -> _Bytes:
     )
 
 
-def _from_file(entry: Entry, file: Path) -> _Bytes:
-    """Tensors of a file the user names: ours as they are, anything else as upstream's."""
-    done = Conversion(checkpoint.read(file).tensors) if saved.own_record(file) else convert(entry, file)
+def _from_file(entry: Entry, file: Path, model: Backbone) -> _Bytes:
+    """Tensors of a file the user names: ours, or a plain state dict of `model`, as they are; else as upstream's."""
+    read = checkpoint.read(file)
+    if saved.own_record(file):
+        done = Conversion(read.tensors)
+    elif shapes(read.tensors) == shapes(model.state_dict()):
+        note = "a plain state dict of this network; svd_hub.save would have kept its options and preprocessing too"
+        told = {"num_classes": 0 if model.features_only else model.num_classes, "in_channels": model.in_channels}
+        done = Conversion(read.tensors, notes=(note,), options=told)
+    else:
+        done = convert(entry, file, own=True)
     digest = sha256_of(file)
     return _Bytes(
         tensors=done.tensors,
@@ -228,6 +240,13 @@ def _from_file(entry: Entry, file: Path) -> _Bytes:
 def _fill(model: Backbone, entry: Entry, found: _Bytes, in_channels_rule: str, *, new_head: bool) -> LoadReport:
     """Put tensors into a model on the meta device, strictly."""
     tensors, cast = checkpoint.to_float32(found.tensors)
+    bad = [] if found.checked else [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        warnings.warn(
+            f"{found.source}: {len(bad)} of {len(tensors)} tensors hold NaN or infinity ({some(bad)}); a network with "
+            "them gives no result. Next: take the file of a run that did not diverge",
+            stacklevel=3,
+        )
     notes = (*found.notes, *(f"{count} tensors cast from {dtype} at load" for dtype, count in cast.items()))
     tensors, changes = adapt(
         tensors, model, in_channels_rule=in_channels_rule, new_head=new_head, inflation=entry.inflation
@@ -239,7 +258,7 @@ def _fill(model: Backbone, entry: Entry, found: _Bytes, in_channels_rule: str, *
             "Next: leave the options out that change the network"
         )
     model.load_state_dict(tensors, strict=True, assign=True)
-    new = {change.name for change in changes if not change.before}
+    new = {change.name for change in changes if change.before is None}
     touched = {change.name for change in changes}
     return LoadReport(
         name=entry.name,

@@ -27,6 +27,9 @@ STEMS = {
     "segresencoder": ("encoder.conv_init.",),
     "segresnet_ds": ("encoder.conv_init.",),
     "segresnet": ("convInit.",),
+    "fcn3d": ("backbone.",),
+    "unet3d": ("backbone.",),
+    "faster_rcnn3d": ("backbone.",),
 }
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 Shapes = dict[str, tuple[int, ...]]

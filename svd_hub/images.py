@@ -6,6 +6,7 @@ Anterior or Posterior, Left or Right. An orientation has one for each axis of an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,20 @@ def in_order(orientation: str) -> str:
 
 
 # ---- what a user hands in ------------------------------------------------------------------------------------------
+
+
+def refuse_unread(image: Any) -> None:
+    """Raise `VolumeError` for a path, or for an image of nibabel, which are to be read first."""
+    if isinstance(image, str | os.PathLike):
+        raise VolumeError(
+            f"a path ({os.fspath(image)!r}) is not allowed; allowed: what was read from it. "
+            "Next: SimpleITK.ReadImage(path) for volumes, PIL.Image.open(path) for pictures"
+        )
+    if hasattr(image, "dataobj"):
+        raise VolumeError(
+            f"a nibabel image ({type(image).__name__}) is not allowed; allowed: a SimpleITK image or an array. Next: "
+            "SimpleITK.ReadImage(path), or image.get_fdata() with spacing= and orientation= from its affine"
+        )
 
 
 def read_volume(

@@ -1,4 +1,4 @@
-"""How one 2D module becomes 3D, or why it cannot: the kinds of module that `svd_hub.inflate` knows.
+"""How one 2D module becomes 3D, or why it cannot: the kinds of module that `svd_hub.inflation` knows.
 
 A module is changed in place and its class exchanged, without its constructor: so its names, hooks, flags and tensors
 stay, one that stands in two places stays one, and no constructor has to be known (ACSConv broke on that: its converter

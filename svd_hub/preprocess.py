@@ -148,7 +148,13 @@ class Preprocess:
         Raises:
             VolumeError: not such an image; says what was found and what is allowed.
         """
+        images.refuse_unread(image)
         if self.modality in ("RGB", "video"):
+            if hasattr(image, "GetSpacing"):
+                raise VolumeError(
+                    f"a SimpleITK image with modality {self.modality!r} is not allowed: this record is for photographs "
+                    "or clips. Next: for volumes make a svd_hub.Preprocess(modality='CT', ...) of your own"
+                )
             if spacing is not None or axes != "DHW" or orientation is not None:
                 raise VolumeError(
                     f"spacing, axes and orientation are not allowed with modality {self.modality!r}. Next: leave them "

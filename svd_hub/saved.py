@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import checkpoint, models
 from .adapt import plain, values_that_fit
-from .catalog import NOT_STATED, Entry, all_entries
+from .catalog import NOT_STATED, Entry, all_entries, all_licences
 from .errors import CheckpointError, OptionError, SvdHubError
 from .skeleton import shapes, skeleton
 
@@ -44,10 +44,12 @@ def save(model: Any, path: str | os.PathLike[str], *, classes: tuple[str, ...] |
         "entry": entry.name,
         "architecture": entry.architecture,
         "options": {**model.options, "num_classes": count},
-        "task": "classification" if count else entry.task,
+        "task": getattr(model, "task", "classification") if count else entry.task,
         "classes": list(names),
         "preprocess": dataclasses.asdict(model.preprocess),
         "licence": entry.licence,
+        "licence_url": entry.licence_url,
+        "trained_on": entry.trained_on,
     }
     write_out(Path(path), model.state_dict(), record)
     return Path(path)
@@ -125,13 +127,16 @@ def entry_as_in(file: Path, entry: Entry) -> Entry:
     stored = {**options, **record.get("stored", {})}
     keys = models.weight_options(entry.architecture)
     fixed = {key: values_that_fit(entry, key, defaults[key]) for key in keys}
-    fixed |= {key: [*fixed[key], plain(entry.stored[key])] for key in entry.stored if key in fixed}
+    if record.get("stored"):  # a file of the cache
+        fixed |= {key: [*fixed[key], plain(entry.stored[key])] for key in entry.stored if key in fixed}
     other = [key for key, fits in fixed.items() if plain(stored.get(key, defaults[key])) not in fits]
     if record["architecture"] != entry.architecture or other:
         wanted = {key: fits[0] for key, fits in fixed.items()}
+        ours = record["architecture"] in models.ARCHITECTURES
+        step = f"svd_hub.load({str(file)!r}) loads it as what it is" if ours else "take another file"
         raise CheckpointError(
             f"{file.name} holds a {record['architecture']} with {stored}, {entry.name!r} is a {entry.architecture} "
-            f"with {wanted}. Next: svd_hub.load({str(file)!r}) loads it as what it is"
+            f"with {wanted}. Next: {step}"
         )
     found = entry_of_file(file)
     return dataclasses.replace(
@@ -139,6 +144,10 @@ def entry_as_in(file: Path, entry: Entry) -> Entry:
         options=found.options,
         stored=found.stored,
         inflation=found.inflation,
+        licence=found.licence,
+        licence_url=found.licence_url,
+        terms=found.terms,
+        trained_on=found.trained_on,
         task=found.task,
         classes=found.classes,
         preprocess_data=found.preprocess_data,
@@ -162,6 +171,8 @@ def entry_of_file(file: Path) -> Entry:
         "classes": base.classes if base else (),
         "preprocess": base.preprocess_data if base else {},
         "licence": base.licence if base else NOT_STATED,
+        "licence_url": base.licence_url if base else "",
+        "trained_on": base.trained_on if base else "",
     } | record
     try:
         return Entry(
@@ -175,8 +186,9 @@ def entry_of_file(file: Path) -> Entry:
             classes=tuple(rest["classes"]),
             status="derived",
             licence=str(rest["licence"]),
-            licence_url=base.licence_url if base else "",
-            trained_on=f"what {base.name} was, and whatever else its owner used" if base else "",
+            licence_url=str(rest["licence_url"]),
+            terms=all_licences().get(str(rest["licence"])),
+            trained_on=f"{rest['trained_on']}, and whatever else its owner used" if rest["trained_on"] else "",
             paper=base.paper if base else "",
             citation=base.citation if base else "",
             link=base.link if base else "",

@@ -65,10 +65,10 @@ def test_new_head_is_new_and_told() -> None:
     assert not network.fc.bias.any()
     told = [(c.name, c.before, c.after) for c in changes]
     assert told == [
-        ("fc.weight", (3, 32), ()),
-        ("fc.bias", (3,), ()),
-        ("fc.weight", (), (7, 32)),
-        ("fc.bias", (), (7,)),
+        ("fc.weight", (3, 32), None),
+        ("fc.bias", (3,), None),
+        ("fc.weight", None, (7, 32)),
+        ("fc.bias", None, (7,)),
     ]
 
 
@@ -76,7 +76,7 @@ def test_new_head_is_new_and_told() -> None:
 def test_dropped_head_is_told(options: dict[str, Any]) -> None:
     network, changes = fit(options, new_head="num_classes" in options)
     assert not hasattr(network, "fc")
-    assert [(c.name, c.after) for c in changes] == [("fc.weight", ()), ("fc.bias", ())]
+    assert [(c.name, c.after) for c in changes] == [("fc.weight", None), ("fc.bias", None)]
     assert all("head dropped" in str(c) for c in changes)
 
 

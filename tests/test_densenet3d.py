@@ -12,7 +12,7 @@ from networks_2d import DenseNet, randomise
 from torch import Tensor, nn
 
 from svd_hub.errors import OptionError
-from svd_hub.inflate import inflate
+from svd_hub.inflation import inflate
 from svd_hub.models.acs import dense_kernel
 from svd_hub.models.densenet3d import BLOCKS, DenseNet3D
 from svd_hub.models.layers import Feature

@@ -68,8 +68,8 @@ WRONG: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {
     "half the width: width 32, not 64": (state(width=32), {}),
     "double width: width 128, not 64": (state(width=128), {}),
     "double width (FMCIB's): width 128, not 64": (state(depth=50, width=128), {"depth": 50}),
-    "shortcut B with a bias: build it with downsample_bias=True": (state(downsample_bias=True), {}),
-    "shortcut B without a bias: build it with downsample_bias=False": (state(), {"downsample_bias": True}),
+    "shortcut B with a bias in its convolution": (state(downsample_bias=True), {}),
+    "shortcut B without a bias in its convolution": (state(), {"downsample_bias": True}),
     "a 3D network (5-D kernels), not the 2D one": (state(in_channels=3), {"in_channels": 3, "convolution": "acs"}),
     "a network with a segmentation head (conv_seg.) that is not expected": (
         state() | {"conv_seg.0.weight": torch.ones(512, 32, 2, 2, 2)},

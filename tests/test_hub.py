@@ -136,7 +136,7 @@ WRONG: dict[str, tuple[bytes, str, str]] = {
     "lfs": (servers.LFS_POINTER, "a Git LFS pointer", "a Git LFS pointer"),
     "empty": (b"", "an empty file", "an empty file"),
     "other model": (official(depth=34, **NARROW), "bytes or more, allowed", "depth 34, not 18"),
-    "other width": (official(width=16), "bytes or more, allowed", "double the width"),
+    "other width": (official(width=16), "bytes or more, allowed", "width 16, not 8"),
     "two-dimensional": (ours(TINY), "got sha256", "is not a checkpoint of"),
 }
 

@@ -69,3 +69,20 @@ def test_the_door_is_typed_as_it_opens() -> None:
     block = next(n for n in tree.body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test))
     typed: dict[str, Any] = {a.asname: n.module for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
     assert typed == svd_hub._DOOR
+
+
+def test_every_name_of_the_door_stays_what_it_is() -> None:
+    """A submodule that is imported binds its name in the package: none may have the name of a function of the door."""
+    code = """
+import importlib, pkgutil
+import svd_hub
+from svd_hub import _DOOR
+svd_hub.load("resnet3d18w16_tinyimagenet", weights=None)
+for module in set(_DOOR.values()):
+    importlib.import_module(f"svd_hub.{module}")
+names = [info.name for info in pkgutil.iter_modules(svd_hub.__path__)]
+assert not set(names) & set(_DOOR), set(names) & set(_DOOR)
+assert all(callable(getattr(svd_hub, name)) for name in _DOOR)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -223,6 +223,7 @@ ENTRY = {
     "task": "segmentation",
     "licence": "CC0-1.0",
     "origin": "genesis",
+    "open": ["num_classes", "keep_decoder"],
 }
 
 

@@ -243,7 +243,7 @@ def put(shelf: Shelf, name: str, path: Path, **table: Any) -> None:
 def test_load_of_a_segresnet_whose_classes_nobody_knew(tmp_path: Path, shelf: Shelf) -> None:
     path = suprem_file(tmp_path / "a.pth", prefixed("module.", SEGRESNET.state_dict()))
     options = {**NARROW, "blocks_down": list(BLOCKS), "num_classes": 32}
-    put(shelf, "small_suprem", path, architecture="segresnet", origin="suprem", options=options)
+    put(shelf, "small_suprem", path, architecture="segresnet", origin="suprem", options=options, open=["num_classes"])
     x = image(1, 1, 8, 8, 16).float()
     for weights in (path, "default"):
         close(svd_hub.load("small_suprem", weights=weights, progress=False)(x), SEGRESNET(x))
@@ -263,7 +263,15 @@ def test_load_of_ct_fm_s_two_files(tmp_path: Path, shelf: Shelf) -> None:
     encoder, segmenter = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     put(shelf, "small_ctfm", encoder, architecture="segresencoder", origin="ctfm", options=options | {"num_classes": 0})
     whole = options | {"num_classes": 2, "dsdepth": 2}
-    put(shelf, "small_ctfm_ds", segmenter, architecture="segresnet_ds", origin="ctfm", options=whole)
+    put(
+        shelf,
+        "small_ctfm_ds",
+        segmenter,
+        architecture="segresnet_ds",
+        origin="ctfm",
+        options=whole,
+        open=["num_classes"],
+    )
     close(svd_hub.load("small_ctfm", progress=False)(x), ENCODER(x)[-1].mean((2, 3, 4)))
     close(svd_hub.load("small_ctfm", weights=segmenter)(x), SEGMENTER.encoder(x)[-1].mean((2, 3, 4)))
     close(svd_hub.load("small_ctfm_ds", progress=False)(x), SEGMENTER(x))

@@ -181,9 +181,9 @@ def finish(recipe: recipes.Recipe, task: Any, data: Any, run: Path) -> Path:
     target = run / "model.safetensors"
     record = {
         "entry": recipe.name,
-        "architecture": network.architecture,
+        "architecture": entry.architecture if (entry := getattr(task.network, "entry", None)) else network.architecture,
         "options": dict(options),
-        "task": "classification",
+        "task": getattr(task.network, "task", "classification"),
         "classes": list(data.class_names()),
         "preprocess": data.preprocess(mean=task.mean, std=task.std),
     }

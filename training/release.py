@@ -19,10 +19,14 @@ GOLDEN_SEED = 20260
 
 
 def golden_input(preprocess: Preprocess) -> torch.Tensor:
-    """Return a reproducible input (2, C, D, H, W) of the network: smooth noise, so that every layer has work to do."""
+    """Return a reproducible input (N, C, D, H, W) of the network: smooth noise, so that every layer has work to do.
+
+    Two of the entry's size; where it takes whole volumes, whose output is a map as large as they are, one small one.
+    """
     generator = torch.Generator().manual_seed(GOLDEN_SEED)
-    d, h, w = preprocess.size or (3, 64, 64)
-    coarse = torch.randn(2, preprocess.channels, max(1, d // 4), h // 4, w // 4, generator=generator)
+    whole = preprocess.size is None and preprocess.modality in ("CT", "MR")
+    d, h, w = preprocess.size or ((16, 32, 32) if whole else (3, 64, 64))
+    coarse = torch.randn(1 if whole else 2, preprocess.channels, max(1, d // 4), h // 4, w // 4, generator=generator)
     return torch.nn.functional.interpolate(coarse, size=(d, h, w), mode="trilinear").half().float()
 
 

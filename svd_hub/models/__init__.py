@@ -23,6 +23,9 @@ ARCHITECTURES: dict[str, str] = {
     "segresencoder": "segresnet:SegResEncoder",
     "segresnet_ds": "segresnet:SegResNetDS",
     "segresnet": "segresnet:SegResNet",
+    "fcn3d": "fcn3d:FCN3D",
+    "unet3d": "unet3d:UNet3D",
+    "faster_rcnn3d": "detection:FasterRCNN3D",
 }
 """Name -> "module:Class"; the module is one of this package."""
 

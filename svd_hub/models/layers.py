@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +81,10 @@ class Backbone(nn.Module):
 
     # Options that decide names or shapes of parameters, and so belong to a weight.
     weight_options: ClassVar[tuple[str, ...]] = ()
-    # Prefix of the tensors that another number of classes replaces, and of what is not there without classes beside it.
-    head: ClassVar[str] = "fc."
+    # Prefixes of the tensors that another number of classes replaces, and of what is not there without classes beside.
+    head: ClassVar[str | tuple[str, ...]] = "fc."
+    # Options that a new head gets unless the user says otherwise: what belonged to the old one.
+    new_head_options: ClassVar[Mapping[str, Any]] = {}
     decoder: ClassVar[tuple[str, ...]] = ()
     feature_info: tuple[Feature, ...]
 

@@ -13,19 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import OptionError, check_choice
+from ..errors import OptionError
 from . import ARCHITECTURES, build, option_names
 from .layers import Backbone, Feature, Triple, make_norm
 
 ONE: Triple = (1, 1, 1)
+# Options of a backbone that belong to the network it is the encoder of.
+SET_OUTSIDE = ("in_channels", "num_classes", "features_only", "keep_decoder")
 
 
 class UNet(Backbone):
     """A backbone whose classes are voxels'.
 
-    `forward` returns a map (N, num_classes, D, H, W); without classes the pooled deepest level (N, C) or, with
-    `keep_decoder`, what the final convolution would read, (N, C, D, H, W); and the pyramid where `features_only` is
-    set, which wins over the other two.
+    `forward` returns a map (N, num_classes, D, H, W); with `image_classes` logits (N, num_classes) of the whole image,
+    from a linear layer `fc` on the pooled deepest level, without a decoder; without classes the pooled deepest level
+    (N, C) or, with `keep_decoder`, what the final convolution would read, (N, C, D, H, W); and the pyramid where
+    `features_only` is set, which wins over the other two.
 
     Attributes:
         has_decoder: the tensors under the prefixes `decoder` are there.
@@ -34,9 +37,20 @@ class UNet(Backbone):
     # What the outputs are, one of svd_hub.entry.TASKS; it goes into the record of a saved network.
     task: ClassVar[str] = "segmentation"
 
-    def __init__(self, *, in_channels: int, num_classes: int, keep_decoder: bool, features_only: bool) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        keep_decoder: bool,
+        features_only: bool,
+        image_classes: bool = False,
+    ) -> None:
         super().__init__(in_channels=in_channels, num_classes=num_classes, features_only=features_only)
-        self.has_decoder = not features_only and (num_classes > 0 or keep_decoder)
+        self.image_classes = image_classes
+        self.has_decoder = not features_only and not image_classes and (num_classes > 0 or keep_decoder)
+        if image_classes:
+            self.task = "classification"  # type: ignore[misc]
         if not features_only and not self.has_decoder:
             self.avgpool = nn.AdaptiveAvgPool3d(1)
 
@@ -54,7 +68,8 @@ class UNet(Backbone):
         if self.features_only:
             return maps
         if not self.has_decoder:
-            return torch.flatten(self.avgpool(maps[self.feature_info[-1].name]), 1)
+            pooled = torch.flatten(self.avgpool(maps[self.feature_info[-1].name]), 1)
+            return self.fc(pooled) if self.image_classes and self.num_classes else pooled
         dense = self.decode(maps)
         return self.classify(dense) if self.num_classes else dense
 
@@ -81,12 +96,11 @@ class BackboneUNet(UNet):
     stride (P3D: 2 in H and W), it is the logits that are resized, trilinearly.
 
     Attributes:
-        encoder_options: all options the backbone was built with that are its own: `forms`, and over it what was given.
+        encoder_options: what the backbone was built with: its entry in `forms`, and over it what was given.
     """
 
-    # By encoder: the strides that the paper's network has, where they are not that backbone's own defaults.
+    # By encoder: the spatial form that this network gives it; no option here changes a parameter.
     forms: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    backbone: Backbone
 
     def __init__(
         self,
@@ -101,13 +115,10 @@ class BackboneUNet(UNet):
         super().__init__(
             in_channels=in_channels, num_classes=num_classes, keep_decoder=keep_decoder, features_only=features_only
         )
-        # one that has an encoder itself is a task's network
-        check_choice("encoder", encoder, [n for n in ARCHITECTURES if n == encoder or n not in TASK_NETWORKS])
-        if "encoder" in option_names(encoder):
-            raise OptionError(f"encoder={encoder!r} has an encoder itself; allowed: a backbone. Next: name its own")
-        self.encoder_options = {**self.forms.get(encoder, {}), **checked_options(encoder_options)}
-        own = {"in_channels": in_channels, "num_classes": 0, "features_only": True}
-        self.backbone = build(encoder, {**self.encoder_options, **own})
+        check_encoder(encoder, encoder_options)
+        self.encoder_options = {**self.forms.get(encoder, {}), **(encoder_options or {})}
+        given = {"in_channels": in_channels, "num_classes": 0, "features_only": True}
+        self.backbone = build(encoder, {**self.encoder_options, **given})
 
     @property
     def feature_info(self) -> tuple[Feature, ...]:  # type: ignore[override]
@@ -137,3 +148,46 @@ class BackboneUNet(UNet):
         if isinstance(out, dict) or not self.num_classes or self.finest.stride == ONE:
             return out
         return resize(out, x, "trilinear")
+
+
+# ---- parts of such decoders ------------------------------------------------------------------------------------------
+
+
+def unit(channels_in: int, channels: int, kernel: int, norm: str) -> nn.Sequential:
+    """Return a convolution that keeps the size, without bias, a norm and a ReLU: `conv`, `bn`, `relu`."""
+    conv = nn.Conv3d(channels_in, channels, kernel, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(OrderedDict(conv=conv, bn=make_norm(norm, channels), relu=nn.ReLU(inplace=True)))
+
+
+def final_convolution(channels_in: int, num_classes: int) -> nn.Conv3d:
+    """Return the 1x1x1 convolution to the logits, as `load` makes a new one: normal with std 0.01, bias 0."""
+    conv = nn.Conv3d(channels_in, num_classes, 1)
+    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
+
+
+def resize(x: Tensor, like: Tensor, mode: str) -> Tensor:
+    """Return x (N, C, d, h, w) at the size of `like` (N, C', D, H, W), "nearest" or "trilinear" (borders aligned)."""
+    return F.interpolate(x, size=like.shape[2:], mode=mode, align_corners=False if mode == "trilinear" else None)
+
+
+def check_encoder(encoder: str, options: Mapping[str, Any] | None) -> None:
+    """Raise `OptionError` unless `encoder` is a backbone's name and `options` are its own."""
+    if encoder not in ARCHITECTURES or "encoder" in option_names(encoder):
+        backbones = [name for name in ARCHITECTURES if "encoder" not in option_names(name)]
+        raise OptionError(f"encoder={encoder!r} is not allowed; allowed: {', '.join(backbones)}")
+    if options is not None and not isinstance(options, Mapping):
+        raise OptionError(f"encoder_options={options!r} is not allowed; allowed: a table, option -> value")
+    if outer := [name for name in SET_OUTSIDE if name in (options or {})]:
+        raise OptionError(
+            f"encoder_options with {', '.join(outer)} are not allowed: the network sets them; allowed: the other "
+            f"options of {encoder}. Next: give in_channels and num_classes to the network itself"
+        )
+
+
+def check_positive(option: str, value: object) -> None:
+    """Raise `OptionError` unless `value` is an integer of 1 or more."""
+    if not isinstance(value, int) or value < 1:
+        raise OptionError(f"{option}={value!r} is not allowed; allowed: 1 or more")

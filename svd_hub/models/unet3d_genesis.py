@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,7 @@ class GenesisUNet3D(UNet):
         width: channels of the first convolution; the levels have 2, 4, 8, 16 times as many.
         batch_statistics: True = norms use the statistics of their input, in evaluation too; False = running ones.
         final_activation: "sigmoid" (upstream's) | "none" (logits).
+        image_classes: the classes are the whole image's: `fc` on the pooled deepest level, and no decoder.
         keep_decoder: without classes, keep the decoder: `forward` returns its features (N, 2 * width, D, H, W).
         features_only: no decoder; `forward` returns the pyramid `level0` ... `level3`, strides 1, 2, 4, 8.
 
@@ -84,7 +86,8 @@ class GenesisUNet3D(UNet):
     """
 
     weight_options = ("width",)
-    head = "out_tr."
+    head = ("out_tr.", "fc.")
+    new_head_options: ClassVar[dict[str, Any]] = {"final_activation": "none"}  # losses want logits
     decoder = tuple(f"{name}." for name in UP)
 
     def __init__(
@@ -95,11 +98,16 @@ class GenesisUNet3D(UNet):
         width: int = 32,
         batch_statistics: bool = True,
         final_activation: str = "sigmoid",
+        image_classes: bool = False,
         keep_decoder: bool = False,
         features_only: bool = False,
     ) -> None:
         super().__init__(
-            in_channels=in_channels, num_classes=num_classes, keep_decoder=keep_decoder, features_only=features_only
+            in_channels=in_channels,
+            num_classes=num_classes,
+            keep_decoder=keep_decoder,
+            features_only=features_only,
+            image_classes=image_classes,
         )
         check_choice("final_activation", final_activation, ("sigmoid", "none"))
         check_choice("batch_statistics", batch_statistics, (True, False))
@@ -116,6 +124,8 @@ class GenesisUNet3D(UNet):
             info.append(Feature(f"level{index}", channels, (step, step, step)))
             reads = channels
         self.feature_info = tuple(info)
+        if image_classes:
+            self.add_head(reads)
         if not self.has_decoder:
             return
         for name, level in zip(UP, reversed(info[:-1]), strict=True):

@@ -23,6 +23,7 @@ ORIGINS = (
     "svd_hub",
     "svdnet_imagenet",
     "svdnet_coco",
+    "svdnet_detector",
     "medicalnet",
     "kinetics",
     "torchvision_video",

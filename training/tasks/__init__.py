@@ -1,3 +1,4 @@
 """One LightningModule per task."""
 
 from .classification import Classification as Classification
+from .segmentation import Segmentation as Segmentation

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -11,11 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...catalog import get_entry
 from ...errors import SvdHubError
-from ...models import build
+from ...models import build, option_names
+from ...saved import entry_of_file
 from ...variable_dimension import PRETRAIN_MEAN, PRETRAIN_STD, rgb_to_depth
 from ..precision import guard_cpu_bf16
 from ..twins import ResNet2D
+from .optimiser import Optimiser as Optimiser
+from .optimiser import configure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,8 @@ class Network:
 
     Attributes:
         init: "none", or an entry (or a file that `svd_hub.save` wrote) whose weights it starts from; `options` may
-            change what does not belong to these weights.
+            change what does not belong to these weights. An entry of another architecture takes `num_classes` and
+            `in_channels` of them alone; a U-Net's encoder gets a head for the whole image.
         form: how a batch reaches it: "pseudo3d" (N,3,H,W -> N,1,3,H,W), "planar" (a 2D twin), "volume" (as it is).
         memory: "channels_last" where it is faster (pre-training on a CPU: 1.13x).
     """
@@ -34,24 +39,6 @@ class Network:
     init: str = "none"
     form: Literal["pseudo3d", "planar", "volume"] = "pseudo3d"
     memory: Literal["contiguous", "channels_last"] = "contiguous"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimiser:
-    """The optimiser and its schedule, stepped once a batch.
-
-    Attributes:
-        lr: the peak. `warmup` is the share of all steps with a linear rise to it; then a cosine to zero.
-        decay_norms: False leaves norms and biases without weight decay; the official code decays all.
-    """
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    decay_norms: bool = True
-    warmup: float = 0.0
 
 
 def build_network(network: Network) -> nn.Module:
@@ -66,7 +53,13 @@ def build_network(network: Network) -> nn.Module:
         return build(network.architecture, network.options)
     from ...hub import load
 
-    return load(network.init, **network.options).train()  # it loads for evaluation, and Lightning keeps what it finds
+    file, options = Path(network.init), network.options
+    entry = entry_of_file(file) if file.suffix == ".safetensors" else get_entry(network.init)
+    if entry.architecture != network.architecture:
+        options = {key: value for key, value in options.items() if key in ("num_classes", "in_channels")}
+        if "image_classes" in option_names(entry.architecture):
+            options["image_classes"] = True
+    return load(network.init, **options).train()  # it loads for evaluation, and Lightning keeps what it finds
 
 
 class Classification(pl.LightningModule):
@@ -147,25 +140,4 @@ class Classification(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser with its per-step schedule."""
-        rule = self.optimiser
-        no_decay = [p for p in self.network.parameters() if p.ndim < 2 and not rule.decay_norms]
-        decay = [p for p in self.network.parameters() if p.ndim >= 2 or rule.decay_norms]
-        groups = [{"params": decay, "weight_decay": rule.weight_decay}]
-        if no_decay:
-            groups.append({"params": no_decay, "weight_decay": 0.0})
-        if rule.name == "sgd":
-            made: torch.optim.Optimizer = torch.optim.SGD(
-                groups, lr=rule.lr, momentum=rule.momentum, nesterov=rule.nesterov
-            )
-        else:
-            made = torch.optim.AdamW(groups, lr=rule.lr)
-        steps = int(self.trainer.estimated_stepping_batches)
-        rise = max(1, round(rule.warmup * steps))
-
-        def factor(step: int) -> float:
-            if step < rise and rule.warmup > 0:
-                return (step + 1) / rise
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, steps - rise))))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(made, factor)
-        return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return configure(self.network, self.optimiser, steps=int(self.trainer.estimated_stepping_batches))

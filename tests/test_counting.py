@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from svd_hub.count import Count, count
+from svd_hub.counting import Count, count
 from svd_hub.errors import OptionError
 from svd_hub.models import Backbone, build
 from svd_hub.variable_dimension import GroupTransform
@@ -228,21 +226,6 @@ def test_a_2d_network_counts_too() -> None:
 def test_torchscript_is_refused_with_the_next_step() -> None:
     with pytest.raises(OptionError, match="before export"):
         count(torch.jit.script(nn.ReLU()), (1, 3, 4, 5))
-
-
-@pytest.mark.parametrize("first", ["import svd_hub.count", "import svd_hub; svd_hub.count", "pass"])
-def test_the_public_door_is_callable_in_every_order(first: str) -> None:
-    # A module and a function share the name svd_hub.count, and importing the module binds the name to it.
-    code = f"""
-{first}
-import torch, svd_hub
-from svd_hub import count
-import svd_hub.count
-from svd_hub.count import Count, count as plain
-layer, shape = torch.nn.Conv3d(1, 2, 1), (1, 2, 2, 2)
-raise SystemExit(not (svd_hub.count(layer, shape) == count(layer, shape) == plain(layer, shape) == Count(4, 32, 16)))
-"""
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
 
 
 def test_a_network_of_monai() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from svd_hub.errors import OptionError
-from svd_hub.inflate import INFLATIONS, InflationReport, inflate, inflate_kernel
+from svd_hub.inflation import INFLATIONS, InflationReport, inflate, inflate_kernel
 from svd_hub.inflation_plans import LPPool
 from svd_hub.models.acs import ACSConv, dense_kernel
 from svd_hub.models.resnet3d import ResNet3D

@@ -1,0 +1,159 @@
+"""Patches of annotated volumes, drawn, turned, scaled and changed in contrast; a function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..seeding import Place, sample_generator
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A patient on the network's grid.
+
+    Attributes:
+        name: of the folder.
+        image: (1, D, H, W) in the window's scale.
+        target: (D, H, W) int64, class 0 is everything but the organs.
+        known: (K,) bool, the classes that are annotated in this patient; the background always is.
+    """
+
+    name: str
+    image: Tensor
+    target: Tensor
+    known: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What a patch meets, besides its place. No flips: liver and spleen are on their sides, and organs on their ends.
+
+    Attributes:
+        scale: the image is shown larger or smaller by up to this share.
+        degrees: turned by up to this about each axis.
+        contrast, brightness, noise: of the 0..255 scale: values times 1 +- contrast, plus +- brightness, plus normal
+            noise of a standard deviation of up to `noise`.
+        slab: share of the patches of which only some slices are kept, the others being air: short scans are padded so.
+    """
+
+    scale: float = 0.2
+    degrees: float = 12.0
+    contrast: float = 0.2
+    brightness: float = 20.0
+    noise: float = 12.0
+    slab: float = 0.3
+
+
+STANDARD = Augmentation()
+
+
+def affine(random: np.random.Generator, rule: Augmentation) -> np.ndarray:
+    """Return the matrix (3, 3) that takes a patch's voxel offsets (z, y, x) to the volume's: turned and scaled."""
+    matrix = np.eye(3) * np.exp(random.uniform(-1, 1) * math.log1p(rule.scale))
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        angle = math.radians(random.uniform(-rule.degrees, rule.degrees))
+        turn = np.eye(3)
+        turn[[first, second], [first, second]] = math.cos(angle)
+        turn[first, second], turn[second, first] = -math.sin(angle), math.sin(angle)
+        matrix = matrix @ turn
+    return matrix
+
+
+def cut(case: Case, centre: np.ndarray, matrix: np.ndarray, size: Triple) -> tuple[Tensor, Tensor]:
+    """Return the patch (1, *size) about a place of the volume, trilinear, and its classes *size, nearest.
+
+    Outside the volume are the window's low end and the background.
+
+    Args:
+        case: on the network's grid.
+        centre: (3,) voxel (z, y, x) of the patch's centre.
+        matrix: see `affine`.
+        size: (D, H, W).
+    """
+    sides = np.asarray(case.target.shape)
+    # torch's grid: -1 and 1 are the outer borders of the first and last voxel, and the last axis comes first
+    to_unit = 2 / sides
+    linear = to_unit[:, None] * matrix * (np.asarray(size) / 2)[None]
+    offset = (centre + 0.5) * to_unit - 1
+    theta = torch.from_numpy(np.concatenate([linear[::-1, ::-1], offset[::-1, None]], 1)).float()
+    grid = F.affine_grid(theta[None], [1, 1, *size], align_corners=False)
+    image = F.grid_sample(case.image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    classes = F.grid_sample(
+        case.target[None, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )
+    return image[0], classes[0, 0].long()
+
+
+class Patches(Dataset[tuple[Tensor, Tensor]]):
+    """(epoch, index) -> patch (1, *size) of 0..255 and its classes, half of them about a voxel of an organ.
+
+    Args:
+        cases: taken in turn.
+        count: patches an epoch.
+        size: (D, H, W) of a patch.
+        rule: the augmentation.
+        seed: of all that is drawn.
+    """
+
+    def __init__(self, cases: Sequence[Case], *, count: int, size: Triple, rule: Augmentation, seed: int) -> None:
+        self.cases, self.count, self.size, self.rule, self.seed = list(cases), count, size, rule, seed
+        self.organs = [
+            [voxels for k in range(1, len(case.known)) if len(voxels := (case.target == k).nonzero())]
+            for case in self.cases
+        ]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, place: Place) -> tuple[Tensor, Tensor]:
+        epoch, index = place
+        random = sample_generator(self.seed, epoch, index)
+        case, organs = self.cases[index % len(self.cases)], self.organs[index % len(self.cases)]
+        if organs and random.random() < 0.5:  # an organ first, or the liver would have nearly all of them
+            voxels = organs[random.integers(len(organs))]
+            centre = voxels[random.integers(len(voxels))].numpy() + random.uniform(-0.25, 0.25, 3) * self.size
+        else:
+            sides = np.asarray(case.target.shape)
+            room = np.maximum(sides - np.asarray(self.size), 0)
+            centre = (sides - 1) / 2 + random.uniform(-0.5, 0.5, 3) * room
+        x, target = cut(case, centre, affine(random, self.rule), self.size)
+        x = self._values(x, random)
+        if random.random() < self.rule.slab:
+            depth = self.size[0]
+            kept = int(random.integers(1, depth + 1))
+            first = int(random.integers(0, depth - kept + 1))
+            for part in (slice(0, first), slice(first + kept, depth)):
+                x[:, part], target[part] = 0, 0
+        return x, target
+
+    def _values(self, x: Tensor, random: np.random.Generator) -> Tensor:
+        """Return other values of the same 0..255, as another scanner or phase of contrast would have them."""
+        rule = self.rule
+        gain = 1 + random.uniform(-1, 1) * rule.contrast
+        shift, noise = random.uniform(-1, 1) * rule.brightness, random.uniform(0, rule.noise)
+        x = (x - 127.5) * gain + 127.5 + shift
+        return (x + torch.from_numpy(random.standard_normal(x.shape, dtype=np.float32)) * noise).clamp(0, 255)
+
+
+class Whole(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """(epoch, index) -> image, target and known classes of a whole patient."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        self.cases = list(cases)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+        case = self.cases[place[1]]
+        return case.image, case.target, case.known

@@ -1,0 +1,156 @@
+"""Segmentation of volumes: a task's network on a pre-trained encoder, Dice and cross-entropy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ...checkpoint import diagnose
+from ...errors import SvdHubError
+from ...metrics import confusion
+from ...models import build
+from ...skeleton import shapes
+from ...variable_dimension import PRETRAIN_MEAN, PRETRAIN_STD
+from ..evaluation import Triple, segmentation_metrics, sliding_window
+from ..precision import guard_cpu_bf16
+from .classification import Network
+from .optimiser import Optimiser, configure
+
+Case = tuple[Tensor, Tensor, Tensor]  # (1, C, D, H, W) values, (1, D, H, W) classes, (1, K) which are annotated
+
+
+def build_segmenter(network: Network) -> nn.Module:
+    """Return the network, its encoder initialised as `network.init` says, in training mode; it carries `.options`.
+
+    Args:
+        network: `init` is "none", a backbone's entry or file (decoder and head are new), or a file of this network.
+
+    Raises:
+        SvdHubError: no such architecture, option or entry.
+    """
+    options = dict(network.options)
+    if network.init == "none":
+        made: Any = build(network.architecture, options)
+        if hasattr(made, "encoder_options"):  # in full: a later release may take another form for the task's
+            options["encoder_options"] = dict(made.encoder_options)
+        made.options = options
+        return made.train()
+    from ...hub import load
+    from ...tasks import task_model
+
+    found: Any = load(network.init)
+    if found.entry.architecture == network.architecture:
+        return _continued(network, load(network.init, num_classes=options.get("num_classes")))
+    if (own := options.pop("encoder", found.entry.architecture)) != found.entry.architecture:
+        raise SvdHubError(
+            f"network.options.encoder={own!r} does not fit init={network.init!r}, a {found.entry.architecture}. "
+            "Next: another init, or leave the encoder out"
+        )
+    made = task_model(found, network.architecture, **options)
+    return made.train()
+
+
+def _continued(network: Network, found: nn.Module) -> nn.Module:
+    """Return the network as its options say, with all tensors of one that was trained before."""
+    made = build_segmenter(replace(network, init="none"))
+    if shapes(made.state_dict()) != shapes(found.state_dict()):
+        raise SvdHubError(
+            f"init={network.init!r} is a {network.architecture} of other options than network.options: "
+            f"{diagnose(found.state_dict(), shapes(made.state_dict()))}. Next: its own options"
+        )
+    made.load_state_dict(found.state_dict())
+    return made
+
+
+class Segmentation(pl.LightningModule):
+    """Dice and cross-entropy training on patches; Dice by organ on whole volumes, by sliding windows.
+
+    Args:
+        network: what is trained; `options.num_classes` counts the background, class 0.
+        optimiser: how.
+        organs: names of classes 1, 2, ..., for the log: val/dice_<organ>.
+        window: (D, H, W) of the sliding windows.
+        overlap: of neighbouring windows.
+        mean, std: of the input values; the default is the official pre-training rule on 0..255.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        optimiser: Optimiser,
+        organs: list[str],
+        window: Triple = (48, 48, 48),
+        overlap: float = 0.5,
+        mean: float = PRETRAIN_MEAN,
+        std: float = PRETRAIN_STD,
+    ) -> None:
+        super().__init__()
+        from monai.losses import DiceCELoss
+
+        if network.options.get("num_classes") != len(organs) + 1:
+            raise SvdHubError(
+                f"{len(organs)} organs and the background are not network.options.num_classes="
+                f"{network.options.get('num_classes')}. Next: one class for each organ, and one more"
+            )
+        self.config, self.optimiser, self.organs = network, optimiser, organs
+        self.window, self.overlap, self.mean, self.std = window, overlap, mean, std
+        self.network = guard_cpu_bf16(build_segmenter(network))
+        # Dice over the batch: a patch without an organ has none of its own
+        self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+        self.validation: list[tuple[np.ndarray, np.ndarray]] = []
+        self.sums = torch.zeros(2, dtype=torch.float64)  # of this epoch's training batches: loss, patches
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, K, D, H, W) of a raw batch (N, 1, D, H, W), values as the preprocessing scales them."""
+        logits: Tensor = self.network((x.float() - self.mean) / self.std)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss; a loss that is not finite stops the run with the batch named."""
+        x, target = batch
+        loss: Tensor = self.loss(self(x).float(), target[:, None])
+        if not torch.isfinite(loss):
+            raise SvdHubError(
+                f"loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}): "
+                "the run is stopped, its last checkpoint is from before. "
+                "Next: a lower task.init_args.optimiser.lr, or run.precision=32-true"
+            )
+        self.sums += self.sums.new_tensor([float(loss.detach()) * len(x), len(x)])
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean of the epoch; Lightning's own would begin again where a run goes on in the middle of one."""
+        loss, count = self.sums.tolist()
+        self.sums.zero_()
+        self.log("train/loss", loss / count, sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the sums of an epoch that is not over."""
+        checkpoint["sums"] = self.sums.tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.sums = torch.tensor(checkpoint["sums"], dtype=torch.float64)
+
+    def validation_step(self, batch: Case, batch_idx: int) -> None:
+        """Count what a whole volume's voxels are given; Dice is of the volume, not a mean of its windows."""
+        x, target, known = batch
+        classes = sliding_window(self, x, window=self.window, overlap=self.overlap).argmax(1)
+        for given, truth, which in zip(classes, target, known, strict=True):
+            self.validation.append((confusion(given, truth, len(self.organs) + 1), which.cpu().numpy()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log Dice of each organ, the mean over the volumes that have it annotated, and the mean over organs."""
+        counts, known = (np.stack(parts) for parts in zip(*self.validation, strict=True))
+        self.validation.clear()
+        self.log_dict({f"val/{k}": v for k, v in segmentation_metrics(counts, known, self.organs).items()})
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser with its per-step schedule."""
+        return configure(self.network, self.optimiser, steps=int(self.trainer.estimated_stepping_batches))
