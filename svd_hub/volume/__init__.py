@@ -1,0 +1,31 @@
+"""CT and MR volumes, from the files scanners and tools write to arrays of one orientation, and masks back again.
+
+`read` gives a `Volume`: axes (D, H, W) that run to the patient's Superior, Posterior and Left, spacing in mm as
+(z, y, x). What the file's own axes were is kept, so that `write_mask` writes on the input's grid. Nothing that is wrong
+with a file passes in silence: it is refused, or treated and named in `Volume.notes`.
+"""
+
+from __future__ import annotations
+
+from .grid import Grid, Turn
+from .reading import list_series, read
+from .record import Source, Volume
+from .resampling import resample, restore
+from .series import Series
+from .values import LARGEST
+from .writing import write_image, write_mask
+
+__all__ = [
+    "LARGEST",
+    "Grid",
+    "Series",
+    "Source",
+    "Turn",
+    "Volume",
+    "list_series",
+    "read",
+    "resample",
+    "restore",
+    "write_image",
+    "write_mask",
+]

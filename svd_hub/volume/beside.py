@@ -1,0 +1,29 @@
+"""The voxel file that a header names: only one that lies beside the header, whatever the header asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import VolumeError
+
+
+def data_file(header: Path, name: str) -> Path:
+    """Return the file that a header names.
+
+    Args:
+        header: the header.
+        name: what it says, which is not trusted.
+
+    Raises:
+        VolumeError: a list, a pattern, another folder, or a file that is not there.
+    """
+    plain = name and name == Path(name).name and "\\" not in name and ":" not in name and not name.startswith(".")
+    if not plain or name.upper() == "LIST" or "%" in name or "\0" in name:
+        raise VolumeError(
+            "the header names its voxels by a list, a pattern or another folder; allowed: one file beside it. "
+            "Next: save the volume as one file (.nrrd, .mha)"
+        )
+    path = header.with_name(name)
+    if not path.is_file():
+        raise VolumeError("the voxel file that the header names is not beside it. Next: give both files in one folder")
+    return path
