@@ -13,7 +13,7 @@ STATUS_WORDS = {
     "official": "the authors' own file",
     "converted": "a third party's file, converted",
     "derived": "computed from other weights",
-    "recipe": "no weights exist yet; the recipe is all there is",
+    "recipe": "planned; no weights exist yet",
     "unavailable": "not to be had through this hub",
 }
 CHECKED_WORDS = {
@@ -40,6 +40,18 @@ def source_line(entry: Entry) -> str:
         "folder": f"{source.file} in the shared folder {source.url}; no link per file",
     }
     return places[source.kind]
+
+
+def _recipe_line(entry: Entry) -> str:
+    if entry.recipe:
+        return entry.recipe
+    return {"recipe": "not written yet", "unavailable": "none"}.get(entry.status, "not published here")
+
+
+def _preprocessing(entry: Entry) -> list[str]:
+    if entry.preprocess_data:
+        return ["## Preprocessing", "", *(f"- {line}" for line in entry.preprocess.describe().splitlines())]
+    return [f"## Preprocessing: {'not documented upstream' if entry.architecture else 'not recorded here'}"]
 
 
 def _stored_line(entry: Entry) -> str:
@@ -72,7 +84,7 @@ def render(entry: Entry) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| load | `{load_line(entry)}` |",
+        *([f"| load | `{load_line(entry)}` |"] if entry.architecture else []),
         f"| architecture | {f'{entry.architecture} ({options})' if entry.architecture else 'none of this hub'} |",
         *([f"| backbone | {entry.backbone} |"] if entry.backbone else []),
         *([f"| parameters | {entry.parameters:,} |"] if entry.parameters else []),
@@ -87,12 +99,11 @@ def render(entry: Entry) -> str:
         f"| source | {source_line(entry)} |",
         f"| sha256 | {hash_words} |",
         f"| size | {f'{source.size:,} bytes' if source.size else 'not known'} |",
-        f"| recipe | {entry.recipe or ('not published here' if entry.loadable else 'none')} |",
+        f"| recipe | {_recipe_line(entry)} |",
     ]
     if entry.reason:
         lines += ["", f"**Why there are no weights:** {entry.reason}"]
-    if entry.preprocess_data:
-        lines += ["", "## Preprocessing", "", *(f"- {line}" for line in entry.preprocess.describe().splitlines())]
+    lines += ["", *_preprocessing(entry)]
     if entry.metrics:
         lines += ["", "## Measured", "", "| metric | value | data set | split | made by |", "|---|---|---|---|---|"]
         lines += [f"| {m.name} | {m.value:g} | {m.dataset} | {m.split} | {m.made_by} |" for m in entry.metrics]

@@ -106,6 +106,12 @@ def _get_words(entry: Entry) -> str:
     return words.get(entry.source.kind, "link")
 
 
+GET_WORDS = (
+    "get it by: link = svd-hub fetch NAME brings it; by hand = svd-hub info NAME says where you get the file yourself; "
+    "bundled = it is inside this package; none = no weights to be had"
+)
+
+
 @app.command("list")
 def list_command(
     pattern: Annotated[str, typer.Argument(help="A part of a name, or a shell pattern.")] = "*",
@@ -120,11 +126,13 @@ def list_command(
     """List the entries of the catalogue, or with --compatible the starting points of one network to choose from."""
     names = list_entries(pattern, task=task, status=status, licence=licence, compatible=compatible)
     entries = [get_entry(name) for name in names]
+    if compatible:  # what one can start from now comes first
+        entries.sort(key=lambda entry: not entry.loadable)
     if as_json:
         typer.echo(json.dumps([_fact(e) for e in entries], indent=1))
         return
     caption = f"{len(entries)} of {len(all_entries())} entries. Next: svd-hub info NAME"
-    _show(_choice(entries, caption) if compatible else _overview(entries, caption))
+    _show(_choice(entries, f"{GET_WORDS}\n{caption}") if compatible else _overview(entries, caption))
 
 
 def _opened(entry: Entry) -> str:

@@ -20,10 +20,20 @@ ALONG = (
     *("mean", "sum", "amax", "amin", "max", "min", "std", "var", "std_mean", "var_mean", "logsumexp"),
     *("cat", "concat", "stack", "squeeze", "unsqueeze", "flatten", "size"),
 )
+# Methods that keep all axes and work along the one that is told: from the end, H and W of a volume are still meant.
+KEEPING = (
+    *("roll", "flip", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "softmax", "log_softmax", "softmin"),
+    *("sort", "argsort", "diff"),
+)
+SWAPPING = ("transpose", "swapaxes", "swapdims", "movedim", "moveaxis")  # 1 and 2 are swapped after flatten(2)
+LATER = ("roll", "diff")  # the axis comes after another number
 READ = "rows or columns of a shape"
 INDEXED = "rows or columns by index"
 HABITS = frozenset(
-    (READ, INDEXED, *(f"{name} of four sizes" for name in SIZED), *(f"{name} over rows or columns" for name in ALONG))
+    (
+        *(READ, INDEXED, *(f"{name} of four sizes" for name in SIZED)),
+        *(f"{name} over rows or columns" for name in (*ALONG, *KEEPING, *SWAPPING)),
+    )
 )
 PLANE = (2, 3, -1, -2)
 LAST = sys.version_info >= (3, 13)
@@ -32,25 +42,36 @@ SILENT = ("CACHE", "EXTENDED_ARG", "PRECALL", "KW_NAMES", "NOP", "NOT_TAKEN")
 
 @dataclass
 class Call:
-    """A call whose arguments are being loaded: its name, and integers and the length of a tuple among them."""
+    """A call whose arguments are being loaded: its name, and the integers and the length of a tuple among them."""
 
     name: str = ""
-    numbers: set[int] = field(default_factory=set)
+    taken: list[set[int]] = field(default_factory=list)  # of each argument
     length: int = 0
 
     def take(self, constant: object) -> None:
         """Note a constant argument: an integer or a tuple of them."""
         items = constant if isinstance(constant, tuple | list) else (constant,)
         if all(isinstance(n, int) and not isinstance(n, bool) for n in items):
-            self.numbers.update(items)
+            self.taken += [set(items)] if items else []
             self.length = len(items) if isinstance(constant, tuple | list) else self.length
+
+    def join(self, count: int) -> None:
+        """Note that the last arguments are one tuple or list of `count` items."""
+        self.length = count or self.length
+        if count and self.taken:
+            self.taken[-count:] = [set().union(*self.taken[-count:])]
 
     def habits(self, count: int) -> Iterator[str]:
         """Yield what the call says of four axes, with `count` arguments."""
         if self.name in SIZED and 4 in (count, self.length):
             yield f"{self.name} of four sizes"
-        ends = (3, -2) if self.name == "flatten" else PLANE  # flatten(2) and flatten(1, -1) fit volumes
-        if self.name in ALONG and self.numbers.intersection(ends):
+        ends: tuple[int, ...] = ()
+        if self.name in ALONG:
+            ends = (3, -2) if self.name == "flatten" else PLANE  # flatten(2) and flatten(1, -1) fit volumes
+        elif self.name in (*KEEPING, *SWAPPING):
+            ends = (2, 3) if self.name in KEEPING else (3,)
+        numbers = self.taken[-1:] if self.name in LATER else self.taken
+        if any(group.intersection(ends) for group in numbers):
             yield f"{self.name} over rows or columns"
 
 
@@ -112,7 +133,7 @@ class Reader:
 
     def _other(self, op: str, count: int, shown: str) -> Iterator[str]:
         if op in ("BUILD_TUPLE", "BUILD_LIST"):
-            self.waiting[-1].length = count or self.waiting[-1].length
+            self.waiting[-1].join(count)
         self.spans += op == "BUILD_SLICE"
         if op in ("BINARY_SUBSCR", "STORE_SUBSCR") or (op == "BINARY_OP" and shown == "[]"):
             made, value = self.before
@@ -122,4 +143,4 @@ class Reader:
                 yield INDEXED
             self.spans = 0
         if op.startswith(("BINARY", "COMPARE")) or op == "BUILD_SLICE":
-            self.waiting[-1].numbers.clear()  # they were no arguments of the call
+            self.waiting[-1].taken.clear()  # they were no arguments of the call

@@ -1,19 +1,26 @@
-"""What a module's forward does by itself, found in its byte code: pools, interpolations, paddings that are no modules.
+"""What a forward does by itself, found in its byte code, and which convolutions read the input, found by a trial.
 
-The byte code is read and not the source, which a notebook or an installed wheel need not have. What is found is
-mentioned there, so it is possibly called, not certainly.
+Pools, interpolations, paddings that are no modules: the byte code is read and not the source, which a notebook or an
+installed wheel need not have. What is found is mentioned there, so it is possibly called, not certainly.
 """
 
 from __future__ import annotations
 
+import copy
 import dis
 import functools
 import inspect
-from collections.abc import Collection, Iterator
+import itertools
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .four_axes import HABITS, Reader
 
@@ -113,3 +120,129 @@ def _plain(value: Any) -> Any:
     if isinstance(value, MethodType | staticmethod | classmethod):
         value = value.__func__
     return inspect.unwrap(value) if isinstance(value, FunctionType) else value
+
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# Heights and widths that are tried: cheap, enough for five halvings and a pool, what a Linear of a VGG needs.
+SIZES = (32, 64, 224)
+# Functions whose result is made of weighted sums over channels: it is a feature map, no longer the input.
+CONVOLVING = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution")
+WEIGHING = frozenset(
+    (
+        *(*CONVOLVING, "linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm"),
+        *("inner", "einsum", "tensordot", "multi_head_attention_forward", "scaled_dot_product_attention"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of a 2D network on zeros (2, `channels`, `size`, `size`).
+
+    `readers`: name of each convolution module that read the input, or what was made of it without weights (scaled,
+    padded, pooled), and True if nothing else went through it. `functional`: a convolution that is no module read it.
+    """
+
+    channels: int
+    size: int
+    readers: dict[str, bool]
+    functional: bool
+
+
+def try_channels(model: nn.Module, channels: Iterable[int], sizes: Iterable[int] = SIZES) -> Trial | str:
+    """Run a copy of a 2D network on zeros, for each number of channels and each size until it runs.
+
+    The copy is in evaluation mode, without hooks and gradients; the generators of random numbers are restored.
+
+    Returns:
+        The first trial that went through, or the message of the last error.
+    """
+    last = "no number of channels to try"
+    try:
+        probe = copy.deepcopy(model).eval()
+        for part in probe.modules():
+            if not isinstance(part, torch.jit.ScriptModule):
+                part._forward_hooks.clear()
+                part._forward_pre_hooks.clear()
+    except Exception as error:  # whatever a foreign `train` raises
+        return _told(error)
+    found = next((p for p in probe.parameters() if p.is_floating_point()), torch.empty(0))
+    devices = [found.device] if found.device.type == "cuda" else []
+    for count, size in itertools.product(channels, sizes):
+        try:
+            image = torch.zeros(2, count, size, size, dtype=found.dtype, device=found.device)
+            with torch.no_grad(), torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                follower = _Follower(image)
+                with follower.watching(probe), follower:
+                    probe(image)
+        except Exception as error:  # whatever a foreign forward raises: these numbers are not those of its input
+            last = _told(error)
+        else:
+            readers = {name: reads == {True} for name, reads in follower.reads.items() if True in reads}
+            return Trial(count, size, readers, follower.functional)
+    return last
+
+
+def _told(error: Exception) -> str:
+    """Return an error in one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+class _Follower(TorchFunctionMode):
+    """Follows an image through the functions of torch, by the memory of what is made of it."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self.held: dict[int, torch.UntypedStorage] = {}  # held, so that no other memory gets the same number
+        self.reads: dict[str, set[bool]] = {}
+        self.functional = False
+        self.inside = 0  # convolution modules that are being run
+        self._follow(image)
+
+    def watching(self, model: nn.Module) -> ExitStack:
+        """Return a context in which `reads` tells of each convolution module whether it was given the image."""
+        with ExitStack() as hooks:
+            for name, module in model.named_modules():
+                if isinstance(module, CONVOLUTIONS):
+                    enter = functools.partial(self._enter, name)
+                    hooks.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True))
+                    hooks.enter_context(module.register_forward_hook(self._leave))
+            return hooks.pop_all()
+
+    def _enter(self, name: str, module: nn.Module, *given: Any) -> None:
+        self.inside += 1
+        self.reads.setdefault(name, set()).add(self._is_followed(given))
+
+    def _leave(self, *_: Any) -> None:
+        self.inside -= 1
+
+    def _follow(self, value: Any) -> None:
+        for tensor in _tensors(value):
+            storage = tensor.untyped_storage()
+            self.held[storage._cdata] = storage
+
+    def _is_followed(self, value: Any) -> bool:
+        return any(tensor.untyped_storage()._cdata in self.held for tensor in _tensors(value))
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        result = func(*args, **given)
+        if self._is_followed((args, given)):
+            name = getattr(func, "__name__", "")
+            if name not in WEIGHING:
+                self._follow(args[0] if name == "__setitem__" else result)
+            elif name in CONVOLVING and not self.inside:
+                self.functional = True
+        return result
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)

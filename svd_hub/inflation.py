@@ -7,17 +7,17 @@ over depth and divided by its depth); M3DV/ACSConv@95dc860 acsconv/converters (t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import OptionError, check_choice
-from .functional_calls import CALLS_2D, functional_calls
+from .functional_calls import CALLS_2D, CONVOLUTIONS, Trial, functional_calls, try_channels
 from .inflation_plans import Plan, describe, own_tensors
 from .models.acs import dense_kernel
 
@@ -136,8 +136,10 @@ def inflate(
     Args:
         model_2d: a network of nn.Conv2d and the like; it is not changed.
         method: "i3d" | "acs" | "mean_centre", see `inflate_kernel`; "acs" builds `ACSConv`, whose weights stay 2D.
-        in_channels: channels of the volume, None = as they are. The convolution that reads the input is taken to be
-            the first nn.Conv2d with groups=1 in the order of `named_modules`.
+        in_channels: channels of the volume, None = as they are. Which convolutions read the input is found by a trial
+            of the 2D network on zeros, and all of them are changed; a second trial shows that the channels fit. Where
+            the first goes wrong, the convolution declared first is taken if it reads 3 channels in one group, with a
+            note. Otherwise the channels stay, and the convolution is untreated.
         in_channels_rule: "sum" (a grey volume gives what it gave repeated over the old channels) | "mean"; by default
             "mean" with "mean_centre" and "sum" otherwise.
         strict: raise where something is not treated; False leaves it as it is and reports it.
@@ -161,11 +163,13 @@ def inflate(
             f"{type(model_2d).__name__} cannot be copied: {error}. Next: remove what computes its weights "
             "(torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove)"
         ) from error
-    notes = [] if in_channels is None else list(_change_input(model, in_channels, rule))
+    notes: list[str] = []
+    untreated: list[tuple[str, str]] = []
+    if in_channels is not None:
+        untreated += _change_input(model, in_channels, rule, notes)
     linears = frozenset(child.in_features for child in model.modules() if isinstance(child, nn.Linear))
     plan = Plan(method, partial(inflate_kernel, rule=method), linears, notes)
     converted: list[tuple[str, str, str]] = []
-    untreated: list[tuple[str, str]] = []
     for name, child in _open_modules(model, untreated):
         before = describe(child)
         reasons = plan.convert(name, child)
@@ -177,8 +181,8 @@ def inflate(
     if strict and untreated:
         found = "; ".join(f"{name or '<root>'}: {reason}" for name, reason in untreated)
         raise OptionError(
-            f"inflate(strict=True) of {type(model_2d).__name__} cannot treat {len(untreated)}: {found}. Next: replace "
-            "these by modules of torch.nn, or use strict=False and mend the 3D network yourself"
+            f"inflate(strict=True) of {type(model_2d).__name__} cannot treat {len(untreated)}: {found}. Next: change "
+            "these in the 2D network and inflate again, or use strict=False and mend the 3D network yourself"
         )
     return (model, report) if return_report else model
 
@@ -205,19 +209,89 @@ def _leftovers(module: nn.Module) -> Iterator[str]:
     yield from own_tensors(module)
 
 
-def _change_input(model: nn.Module, channels: int, rule: str) -> Iterator[str]:
-    """Give the convolution that reads the input other channels; yield a note of it."""
-    found = ((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1)
-    name, first = next(found, ("", None))
-    if first is None or "weight" not in first._parameters or isinstance(first, nn.modules.lazy.LazyModuleMixin):
-        yield f"no nn.Conv2d with groups=1 was found to read {channels} channels"
+def _change_input(model: nn.Module, channels: int, rule: str, notes: list[str]) -> Iterator[tuple[str, str]]:
+    """Give the convolutions that read the input other channels, all or none; yield (name, reason) why none."""
+    convs: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, CONVOLUTIONS)}
+    trial = try_channels(model, dict.fromkeys((channels, 3, 1, *(conv.in_channels for conv in convs.values()))))
+    if not isinstance(trial, Trial):
+        yield from _change_declared(convs, channels, rule, notes, trial)
         return
-    if first.in_channels == channels:
+    readers = {name: convs[name] for name in trial.readers if convs[name].in_channels == trial.channels}
+    if trial.channels == channels:
+        notes += [
+            f"{name} reads {convs[name].in_channels} channels, which the network makes of the {channels} of the input"
+            for name in trial.readers
+            if name not in readers
+        ]
         return
-    weight = change_channels(first.weight.detach(), channels, rule)
-    yield f"{name or '<root>'} reads {channels} channels instead of {first.in_channels}, by {rule}"
-    for other, conv in found:
-        if conv.in_channels == first.in_channels:
-            yield f"{other} has {conv.in_channels} input channels too: if it also reads the input, use in_channels=None"
-    first.weight = nn.Parameter(weight, requires_grad=first.weight.requires_grad)
-    first.in_channels = channels
+    reasons = [(name, why) for name, conv in readers.items() for why in _why_kept(conv, model, list(readers.values()))]
+    reasons += [(name, "it reads other features too") for name in readers if not trial.readers[name]]
+    if trial.functional:
+        reasons.append(("", "a forward convolves the input without a module"))
+    elif not readers:
+        reasons.append(("", f"no convolution reads the {trial.channels} channels of the input as they are"))
+    if not reasons:
+        before = [(conv, conv.weight) for conv in readers.values()]
+        _set_channels(readers.values(), channels, rule)
+        again = try_channels(model, (channels,), (trial.size,))
+        if isinstance(again, Trial):
+            notes += [f"{name} reads {channels} channels instead of {trial.channels}, by {rule}" for name in readers]
+            return
+        for conv, weight in before:
+            conv.weight, conv.in_channels = weight, trial.channels
+        reasons = [(next(iter(readers)), f"a trial of the network on {channels} channels went wrong ({again})")]
+    yield from ((name, f"{_stays(trial.channels, channels)}: {why}") for name, why in reasons)
+
+
+def _change_declared(
+    convs: Mapping[str, Any], channels: int, rule: str, notes: list[str], why: str
+) -> Iterator[tuple[str, str]]:
+    """Do the same where no trial went through (`why`): the convolution declared first is taken to read the input."""
+    name, first = next(iter(convs.items()), ("", None))
+    if first is None:
+        notes.append(f"no convolution was found to read {channels} channels")
+        return
+    if isinstance(first, nn.modules.lazy.LazyModuleMixin) or first.in_channels == channels:
+        return
+    unknown = [] if first.in_channels == 3 else [f"no trial told which convolution reads the input ({why})"]
+    reasons = [*_why_kept(first, nn.ModuleDict(), [first]), *unknown]
+    if reasons:
+        yield from ((name, f"{_stays(first.in_channels, channels)}: {reason}") for reason in reasons)
+        return
+    notes.append(f"{name or '<root>'} reads {channels} channels instead of {first.in_channels}, by {rule}")
+    notes.append(f"{name or '<root>'} is taken to read the input, as the first declared: no trial went through ({why})")
+    notes += [
+        f"{other} has {conv.in_channels} input channels too: if it also reads the input, use in_channels=None"
+        for other, conv in convs.items()
+        if conv.in_channels == first.in_channels and conv is not first
+    ]
+    _set_channels([first], channels, rule)
+
+
+def _stays(before: int, channels: int) -> str:
+    return f"its input stays {before} channels and not {channels} (in_channels=None asks for that)"
+
+
+def _why_kept(conv: Any, model: nn.Module, readers: Sequence[Any]) -> Iterator[str]:
+    """Yield why a convolution that reads the input cannot be given other channels."""
+    if not isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
+        yield f"{type(conv).__name__} reads it"
+    elif "weight" not in conv._parameters:
+        yield "the weight that reads it is computed"
+    elif conv.groups != 1:
+        yield f"{type(conv).__name__} reads it in {conv.groups} groups"
+    elif any(conv.weight is p for m in model.modules() if m not in readers for p in m._parameters.values()):
+        yield "the weight that reads it is shared with a module that reads other features"
+
+
+def _set_channels(convs: Iterable[Any], channels: int, rule: str) -> None:
+    """Give convolutions other input channels; a weight that they share stays one."""
+    made: dict[int, nn.Parameter] = {}
+    for conv in convs:
+        old = conv.weight
+        if id(old) not in made:
+            swapped = isinstance(conv, nn.ConvTranspose2d)  # (I, O, h, w)
+            weight = change_channels(old.detach().transpose(0, 1) if swapped else old.detach(), channels, rule)
+            weight = weight.transpose(0, 1).contiguous() if swapped else weight
+            made[id(old)] = nn.Parameter(weight, requires_grad=old.requires_grad)
+        conv.weight, conv.in_channels = made[id(old)], channels

@@ -56,7 +56,18 @@ KINDS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
     nn.ReplicationPad2d: (nn.ReplicationPad3d, ("padding",)),
     nn.CircularPad2d: (nn.CircularPad3d, ("padding",)),
 }
-UNKNOWN = (nn.PixelShuffle, nn.PixelUnshuffle, nn.Fold, nn.Unfold, nn.Unflatten)
+# Kinds without a 3D form here, and what to put in their place.
+UNKNOWN: dict[type[nn.Module], str] = {
+    nn.PixelShuffle: "put nn.Upsample and an nn.Conv2d in its place, and train these again",
+    nn.PixelUnshuffle: "put an nn.Conv2d with a stride in its place, and train it again",
+    nn.Fold: "put an nn.ConvTranspose2d in its place",
+    nn.Unfold: "put an nn.Conv2d in its place",
+    nn.Unflatten: "it may count on H and W",
+    nn.FractionalMaxPool2d: "put an nn.MaxPool2d in its place",
+    nn.MaxUnpool2d: "put nn.Upsample in its place",
+    nn.Softmax2d: "put nn.Softmax(1) in its place",
+}
+OTHERWISE = ' (method="i3d" takes it)'
 
 
 @dataclass
@@ -111,7 +122,7 @@ class Plan:
             after["divisor_override"] = module.divisor_override * _height(module.kernel_size)
         if kind is nn.Upsample:
             if module.mode == "bicubic":
-                raise OptionError("Upsample with mode 'bicubic' has no 3D form")
+                raise OptionError("Upsample with mode 'bicubic' has no 3D form (mode='bilinear' has one)")
             after["mode"] = {"bilinear": "trilinear"}.get(module.mode, module.mode)
         if "output_size" in after:
             after["output_size"] = self._pooled(name, after["output_size"])
@@ -150,10 +161,13 @@ def _inflate_transposed(weight: Tensor, conv: nn.ConvTranspose2d) -> Tensor:
 def _acs_settings(conv: Any) -> dict[str, Any]:
     """Return the new attributes of a Conv2d as ACSConv; its weight stays the tensor that it is."""
     if conv.padding_mode != "zeros":
-        raise OptionError(f"padding_mode={conv.padding_mode!r} is not allowed with ACS; allowed: 'zeros'")
+        raise OptionError(f"padding_mode={conv.padding_mode!r} is not allowed with ACS; allowed: 'zeros'{OTHERWISE}")
     keys = ("kernel_size", "stride", "padding", "dilation")
     given = {key: deepen(getattr(conv, key)) for key in keys}
-    checked = ACSConv(conv.in_channels, conv.out_channels, groups=conv.groups, device="meta", **given)
+    try:
+        checked = ACSConv(conv.in_channels, conv.out_channels, groups=conv.groups, device="meta", **given)
+    except OptionError as error:
+        raise OptionError(f"{error}{OTHERWISE}") from error
     return {key: getattr(checked, key) for key in keys}
 
 
@@ -186,8 +200,13 @@ def _reasons(module: nn.Module) -> list[str]:
     """Return why a module of no known 2D kind does not fit volumes, [] if it seems to."""
     kind = type(module).__name__
     foreign = type(module).__module__.split(".")[0] != "torch"
-    if isinstance(module, UNKNOWN) or ("2d" in kind.lower() and not foreign):
-        return [f"{kind} has no 3D form here"]
+    instead = next((UNKNOWN[k] for k in type(module).__mro__ if k in UNKNOWN), "")
+    if instead or ("2d" in kind.lower() and not foreign):
+        return [f"{kind} has no 3D form here{instead and f' ({instead})'}"]
+    if "3d" in kind.lower() and not foreign:
+        return [f"{kind} is 3D already: it reads five axes in the 2D network"]
+    if isinstance(module, nn.Softmax | nn.LogSoftmax | nn.Softmin | nn.GLU) and module.dim in (2, 3):
+        return [f"{kind} over axis {module.dim}, which is another axis of a volume"]
     if isinstance(module, nn.Flatten) and (module.end_dim != -1 or module.start_dim not in (0, 1, 2)):
         return [f"Flatten of axes {module.start_dim} to {module.end_dim}"]
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:

@@ -35,7 +35,7 @@ from .errors import (
 from .files import write_atomic
 from .hub import load
 from .report import LoadReport
-from .store import ledger, places
+from .store import fetching, hosts, ledger, places
 
 RESULTS = ("ok", "bundled", "by hand", "consent", "no weights", "failed")
 FORMAT = 1
@@ -49,7 +49,8 @@ class Finding:
     Attributes:
         name: the entry.
         result: one of `RESULTS`. "by hand": no link per file; "consent": the licence asks for it first.
-        source: where upstream the bytes came from, in words; never where they lay on this machine.
+        source: where upstream the bytes came from, in words; "a file on this machine", "a mirror" or "a place of a
+            catalogue overlay" where no link of the catalogue delivered them. Never where they lay on this machine.
         sha256, size: of the upstream file that came, "" and 0 where none did.
         catalogue: what the catalogue says of it: sha256 (perhaps a prefix), size, checked; and whether an overlay of
             this machine changed the entry.
@@ -57,7 +58,8 @@ class Finding:
         upstream: what the file held before anything was done to it: kind, wrapper, prefix, skipped, and its tensors as
             [name, dtype, shape].
         renamed: how many tensors got another name; dropped, adapted: reason or rule -> how many.
-        notes, error: sentences, without this machine's paths and addresses; next: the command for a person.
+        notes, error: sentences, without this machine's paths and addresses; next: what a person can do, as the error
+            says it.
         seconds: how long it took.
         report, cause: the full account or error, for this machine's own eyes.
     """
@@ -98,14 +100,16 @@ def survey(
         progress: called before each entry with its number, how many there are, and its name; None = nothing is shown
             while a file comes.
 
-    Nothing is raised for an entry: its finding says what was. Ctrl-C ends it between two findings.
+    Nothing is raised for an entry: its finding says what was. Ctrl-C ends it between two findings. A host that could
+    not be reached is not tried again by the entries after it; the next survey starts without that memory.
     """
-    listed = list(names)
+    listed, unreached = list(names), set[str]()
     for number, name in enumerate(listed, 1):
         if progress is not None:
             progress(number, len(listed), name)
         start = time.monotonic()
-        finding = _look(name, accept_licence=accept_licence, bar=progress is not None)
+        with hosts.remembering_hosts(unreached):  # not around the yield, where other code runs
+            finding = _look(name, accept_licence=accept_licence, bar=progress is not None)
         yield dataclasses.replace(finding, seconds=round(time.monotonic() - start, 1))
 
 
@@ -153,16 +157,32 @@ def _facts_of_load(entry: Entry, report: LoadReport) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         record = checkpoint.unpack_metadata(file.metadata() or {})
     size = (ledger.read(ledger.record_path(path)) or {}).get("source_size", 0)
-    return {**facts, "size": size, "upstream": record.get("upstream", {})}
+    notes = (*facts["notes"], *_trust_notes(entry, facts))
+    return {**facts, "size": size, "upstream": record.get("upstream", {}), "notes": notes}
 
 
 def _place(entry: Entry, told: str) -> str:
     """Return where upstream a file came from; what a person set up on this machine is told by its kind only."""
-    if os.path.isabs(told):
-        return "a file on this machine"
-    if told not in (places.upstream(entry.source), f"bundled {entry.source.file}"):
-        return "a mirror"
-    return "a place of a catalogue overlay" if entry.overlay else told
+    if told == f"bundled {entry.source.file}":
+        return told
+    if entry.source.kind in ("url", "gdrive", "hf") and told == places.upstream(entry.source):
+        return "a place of a catalogue overlay" if entry.overlay else told
+    return "a mirror" if told.startswith(("http://", "https://")) else "a file on this machine"
+
+
+def _delivered(finding: Finding) -> bool:
+    """Tell whether a link brought the file, which alone shows what upstream has."""
+    return finding.source not in ("", "a mirror", "a file on this machine")
+
+
+def _trust_notes(entry: Entry, facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a hash that the catalogue does not know in full is worth; `load` tells it at the first use only."""
+    told = fetching.trust_note(entry, facts["sha256"])
+    if told and not any(told in note for note in facts["notes"]):
+        yield told
+    if told and facts["source"] in ("a mirror", "a file on this machine"):
+        part = f"only {entry.source.sha256!r} of its hash" if entry.source.sha256 else "nothing"
+        yield f"it came from {facts['source']}, no link delivered it, and {part} existed to check it against"
 
 
 def _facts_of_error(error: Exception, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,7 +190,7 @@ def _facts_of_error(error: Exception, facts: Mapping[str, Any]) -> dict[str, Any
     told = str(error) if isinstance(error, SvdHubError) else f"unexpected {type(error).__name__}: {error}"
     found = {"result": _result(error, by_hand=bool(facts.get("next"))), "error": public(told), "cause": error}
     if found["result"] != "by hand":
-        found["next"] = ""
+        found["next"] = public(told.rpartition("Next: ")[2]) if "Next: " in told else ""
     if isinstance(error, CheckpointError) and error.upstream:
         held = dict(error.upstream)
         found |= {"sha256": held.pop("sha256", ""), "size": held.pop("size", 0), "upstream": held}
@@ -190,8 +210,10 @@ def _result(error: Exception, *, by_hand: bool) -> str:
 
 # ---- what may be shown ---------------------------------------------------------------------------------------------
 
-# An address is left as it is, but for one of this machine's files. A path begins where no word and no dot is before it.
-_PLACES = re.compile(r"(?P<url>\w+://[^\s'\",;()]+)|(?<![\w.>])(?:~[\w.-]*/|/|[A-Za-z]:\\|\\\\)[^\s'\",;()<>]+")
+# An address is left as it is, but for one of this machine's files.
+_ADDRESS = re.compile(r"(?!file:)\b\w+://[^\s'\",;()]+")
+# A path begins where no word and no dot is before it.
+_PATH = re.compile(r"file:/|(?<![\w.>])(?:~[\w.-]*/|/|[A-Za-z]:\\|\\\\)(?=[^\s'\",;()<>])")
 _SECRET = re.compile(r"(TOKEN|PASSWORD|SECRET|_KEY|PROXY)$", re.IGNORECASE)
 
 
@@ -199,7 +221,32 @@ def public(text: str) -> str:
     """Return a sentence without what belongs to this machine: its paths, its mirrors and proxies, its secrets."""
     for value, word in sorted(_own_values().items(), key=lambda item: -len(item[0])):
         text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", word, text)
-    return _PLACES.sub(lambda m: m[0] if m["url"] and not m[0].startswith("file:") else "<path>", text)
+    shown, at = [], 0
+    plain = _ADDRESS.sub(lambda m: "_" * len(m[0]), text)  # of the same length, with no separator in it
+    while start := _PATH.search(plain, at):
+        shown += [text[at : start.start()], "<path>"]
+        at = _end_of_path(plain, start.start())
+    return "".join([*shown, text[at:]])
+
+
+def _end_of_path(text: str, start: int) -> int:
+    """Return where a path surely has ended; a path may hold blanks, commas and brackets, so rather too late.
+
+    One in quotes ends with them. Any other ends at the first ": " or closing bracket of its own sentence behind which
+    no separator follows, or else with the sentence, that is, before "Next:" or at the end of the line.
+    """
+    quote = text[start - 1 : start]
+    if quote and quote in "'\"" and (closing := re.compile(rf"{quote}(?!\w)").search(text, start)):
+        return closing.start()
+    stop = re.compile(r"\.? Next: |\n|\.?$").search(text, start)
+    end = stop.start() if stop else len(text)
+    last = max(text.rfind("/", start, end), text.rfind("\\", start, end))
+    depth = text[start:last].count("(") - text[start:last].count(")")
+    for at in range(last + 1, end):
+        depth += {"(": 1, ")": -1}.get(text[at], 0)
+        if depth < 0 or (text[at] == ":" and text[at + 1 : at + 2] in ("", " ")):
+            return at
+    return end
 
 
 def _own_values() -> dict[str, str]:
@@ -263,13 +310,15 @@ def write_report(path: Path, findings: Iterable[Finding], *, asked: int) -> None
 def catalogue_patch(findings: Iterable[Finding], date: str) -> str:
     """Return what the catalogue does not know yet of files that came and fit, as TOML: an overlay of SVD_HUB_CATALOG.
 
-    What an overlay of this machine had changed is left out, because the catalogue's own entry may be another file.
+    Only what a link of the catalogue delivered: a file that somebody put on this machine, or on a mirror, shows nothing
+    of what upstream has. What an overlay of this machine had changed is left out, because the catalogue's own entry may
+    be another file.
     """
-    lines = [f"# svd-hub {__version__}, {date}: files that came, were opened and fit"]
+    lines = [f"# svd-hub {__version__}, {date}: files that a link delivered, were opened and fit"]
     for finding in findings:
         known = finding.catalogue
         new = (known.get("sha256"), known.get("size"), known.get("checked")) != (finding.sha256, finding.size, "file")
-        if finding.result != "ok" or known["overlay"] or not new:
+        if finding.result != "ok" or known["overlay"] or not new or not _delivered(finding):
             continue
         key = finding.name if re.fullmatch(r"[A-Za-z0-9_-]+", finding.name) else json.dumps(finding.name)
         lines += [

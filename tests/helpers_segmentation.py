@@ -58,19 +58,25 @@ def ball(shape: tuple[int, int, int], centre: tuple[float, float, float], radius
     return (torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0) < radius**2).long()
 
 
-def two_balls(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Two noisy volumes (2, 1, D, H, W) and their masks (2, D, H, W)."""
-    mid = [(n - 1) / 2 for n in shape]
-    masks = torch.stack([ball(shape, (mid[0], mid[1], mid[2] + 2), 5), ball(shape, (mid[0], mid[1] - 2, mid[2]), 4)])
+def three_balls(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Two noisy volumes (2, 1, D, H, W) and their label maps (2, D, H, W): a large, a middling and a small ball.
+
+    The second is the first with H and W exchanged. A final convolution that starts near zero never learns the smaller.
+    """
+    d, h, w = shape
+    labels = torch.zeros(shape, dtype=torch.long)
+    for label, radius, centre in ((1, 5, (0.3, 0.25, 0.25)), (2, 4, (0.6, 0.7, 0.7)), (3, 3, (0.5, 0.25, 0.75))):
+        labels[ball(shape, (d * centre[0], h * centre[1], w * centre[2]), radius) > 0] = label
+    masks = torch.stack([labels, labels.transpose(1, 2)])
     noise = torch.randn((2, 1, *shape), generator=torch.Generator().manual_seed(0))
-    return masks[:, None] * 2.0 - 1 + 0.5 * noise, masks
+    return torch.tensor([-1.0, 0.0, 1.0, 2.0])[masks][:, None] + 0.2 * noise, masks
 
 
-def fit(model: Any, x: Tensor, y: Tensor, *, steps: int, lr: float) -> list[float]:
+def fit(model: Any, x: Tensor, y: Tensor, *, steps: int) -> list[float]:
     """Train on one batch by cross-entropy and Dice; return the Dice of each class but 0, as evaluation has it."""
     classes = model.num_classes
     wanted = F.one_hot(y, classes).movedim(-1, 1)[:, 1:]
-    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     model.train()
     for _ in range(steps):

@@ -175,6 +175,90 @@ class MobileNet(nn.Module):
         return self.classifier(self.drop(self.global_pool(x)).flatten(1))
 
 
+class Written(nn.Module):
+    """Modules in the order in which they are declared; a subclass says which of them read the input."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+class HeadFirst(Written):
+    """A head and an attention, which reads a mean and a maximum over channels, are declared before the stem."""
+
+    def __init__(self) -> None:
+        super().__init__(head=nn.Conv2d(4, 3, 1), attend=nn.Conv2d(2, 1, 3, padding=1), stem=nn.Conv2d(3, 4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem((x - 0.5) / 0.25)
+        both = torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)
+        return self.head(x * self.attend(both).sigmoid())
+
+
+class TwoStems(Written):
+    """RepVGG: two convolutions read the input, one through an average pool of stride 1."""
+
+    def __init__(self) -> None:
+        wide, thin = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        super().__init__(wide=wide, pool=nn.AvgPool2d(1), thin=thin, last=nn.Conv2d(4, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.wide(x) + self.thin(self.pool(x)))
+
+
+class Twice(Written):
+    """One convolution reads the input, then its own output."""
+
+    def __init__(self) -> None:
+        super().__init__(conv=nn.Conv2d(3, 3, 3, padding=1), last=nn.Conv2d(3, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.conv(self.conv(x).relu()))
+
+
+class SharedWeight(Written):
+    """Two convolutions with one weight; the second reads what the first made."""
+
+    def __init__(self) -> None:
+        super().__init__(one=nn.Conv2d(3, 3, 3), other=nn.Conv2d(3, 3, 3))
+        self.other.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.one(x))
+
+
+class Rearranged(Written):
+    """Focus, the stem of YOLOv5: the four pixels of each square become channels."""
+
+    def __init__(self) -> None:
+        super().__init__(stem=nn.Conv2d(12, 4, 3), last=nn.Conv2d(4, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.stem(F.pixel_unshuffle(x, 2)))
+
+
+class Functional(Written):
+    """A convolution that is no module reads the input."""
+
+    def __init__(self) -> None:
+        super().__init__(last=nn.Conv2d(4, 3, 1))
+        self.kernel = nn.Parameter(torch.ones(4, 3, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.conv2d(x, self.kernel))
+
+
+class SkipToInput(Written):
+    """A U-Net whose last convolution reads the image beside the features."""
+
+    def __init__(self) -> None:
+        super().__init__(stem=nn.Conv2d(3, 4, 3, padding=1), last=nn.Conv2d(7, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.cat([self.stem(x), x], 1))
+
+
 def randomise(model: nn.Module, seed: int = 7) -> nn.Module:
     """Give every tensor a value that matters (a fresh network has all-zero and all-one norms)."""
     generator = torch.Generator().manual_seed(seed)

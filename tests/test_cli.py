@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -89,7 +90,11 @@ def test_list_compatible(run: Run, shelf: Shelf) -> None:
     code, out, err = run("list", "--compatible", "tiny10")
     assert (code, err) == (0, "")
     rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
-    assert [name for name in rows if name not in ("name", "5", "4")] == ["folder", "held", "plan", "seen"]
+    listed = [name for name in rows if name in shelf.tables]
+    assert listed == ["folder", "held", "seen", "plan"], "what has no weights comes last"
+    assert "get it by: link = svd-hub fetch NAME brings it; by hand = svd-hub info NAME says where" in out
+    assert all(f"{word} = " in out for word in ("link", "by hand", "bundled", "none"))
+    assert "get it by: " not in run("list")[1]
     for name, words in {
         "held": ("Held-1.0, consent", "CT, 1.5x1x1 mm, -1000 to 400 HU, own mean and std, 4x5x6", "1,234 scans", "12.3",
                  "official  no", "link"),
@@ -99,7 +104,7 @@ def test_list_compatible(run: Run, shelf: Shelf) -> None:
     }.items():  # fmt: skip
         assert all(word in rows[name] for word in words), rows[name]
     told = json.loads(run("list", "--compatible", "seen", "--json")[1])
-    assert [fact["name"] for fact in told] == ["folder", "held", "plan", "seen"], "an entry stands for its backbone"
+    assert [fact["name"] for fact in told] == ["folder", "held", "seen", "plan"], "an entry stands for its backbone"
     held = told[1]
     assert (held["licence"], held["consent"], held["licence_url"]) == ("Held-1.0", True, "https://terms")
     assert (held["parameters"], held["backbone"], held["get"]) == (12_345_678, "tiny10", "link")
@@ -135,6 +140,20 @@ def test_info(run: Run, name: str) -> None:
     assert facts["preprocess"] == entry.preprocess_data
     assert facts["source"]["sha256"] == entry.source.sha256
     assert facts["checked"] == entry.checked
+
+
+@pytest.mark.parametrize("name", svd_hub.list_entries())
+def test_a_card_does_not_contradict_itself(name: str) -> None:
+    entry = get_entry(name)
+    card = entry.card()
+    rows = dict(re.findall(r"^\| ([a-z0-9 -]+) \| (.*) \|$", card, re.MULTILINE))
+    assert ("load" in rows) == bool(entry.architecture), "a load line of what cannot be loaded"
+    if entry.status == "recipe":
+        assert rows["status"] == "recipe: planned; no weights exist yet"
+        assert rows["recipe"] == (entry.recipe or "not written yet")
+    assert card.count("## Preprocessing") == 1
+    words = "not documented upstream" if entry.architecture else "not recorded here"
+    assert (f"## Preprocessing: {words}\n" in card) == (not entry.preprocess_data)
 
 
 COUNT = """
@@ -301,6 +320,14 @@ def test_an_error_that_nobody_foresaw_is_told(run: Run, mixed: Shelf, monkeypatc
     assert "2 of 2 entries: 2 failed" in out
 
 
+# A shell starts what runs behind it with SIGINT ignored, and that is inherited: the command is to get it all the same.
+WITH_CTRL_C = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("svd_hub", run_name="__main__")
+"""
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs POSIX signals")
 def test_ctrl_c_leaves_a_report_and_the_next_run_goes_on(
     shelf: Shelf, server: servers.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -308,17 +335,29 @@ def test_ctrl_c_leaves_a_report_and_the_next_run_goes_on(
     monkeypatch.delenv("SVD_HUB_MIRROR")
     gate, reached = threading.Event(), threading.Event()
     bodies = [ours(TINY, seed=seed) for seed in range(2)]
-    steps = servers.drip(bodies[1], first=1000, gate=gate, reached=reached), servers.ok(bodies[1])
+
+    def held(handler: servers.Handler) -> None:
+        """Send the first bytes; the rest never comes while the command runs, however long that takes."""
+        with contextlib.suppress(OSError):
+            handler.send(200, {"Content-Length": str(len(bodies[1]))}, bodies[1][:1000])
+            reached.set()
+            gate.wait()
+
+    steps = held, servers.ok(bodies[1])
     shelf.put_tiny("one", source={"url": server.add("/one.pth", servers.ok(bodies[0]))})
     shelf.put_tiny("two", seed=1, source={"url": server.add("/two.pth", *steps)})
     report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "svd_hub", "fetch", "one", "two", "--report", str(report)]
+    command = [sys.executable, "-c", WITH_CTRL_C, "fetch", "one", "two", "--report", str(report)]
     pipe = subprocess.PIPE
     child = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
-    assert reached.wait(60)
-    child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
-    gate.set()
+    try:
+        assert reached.wait(120)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=120)
+    finally:
+        gate.set()
+        child.kill()
+        child.wait()
     assert child.returncode == 130, err
     assert "Traceback" not in err
     assert "1 of 2 entries: 1 ok" in out

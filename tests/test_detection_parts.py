@@ -129,6 +129,15 @@ def test_low_quality_matches_go_to_the_last_object_and_only_above_the_minimum() 
     assert match(both, stolen, RULES["mmdet2"]).tolist() == [0]
 
 
+def test_matching_at_the_bounds() -> None:
+    truth = torch.tensor([[0.0, 0, 10, 10]])
+    boxes = torch.tensor([[0.0, 0, 10, height] for height in (10, 7, 3, 2.9, 5, 4.9)])  # IoU 1, 0.7, 0.3, ...
+    assert match(boxes, truth, RULES["rpn"]).tolist() == [0, 0, NEITHER, BACKGROUND, NEITHER, NEITHER]
+    assert match(boxes, truth, RULES["mmdet2"]).tolist() == [0, 0, BACKGROUND, BACKGROUND, 0, BACKGROUND]
+    assert match(boxes[2:4], truth, RULES["rpn"]).tolist() == [0, BACKGROUND]  # the best there is
+    assert match(boxes[3:4], truth, RULES["rpn"]).tolist() == [BACKGROUND]
+
+
 def test_matching_without_objects_or_boxes_and_with_degenerate_boxes() -> None:
     none = torch.zeros(0, 4)
     boxes = torch.tensor([[0.0, 0, 10, 10], [5, 5, 5, 5], [9, 9, 3, 3]])

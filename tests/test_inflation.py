@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks_2d import DenseNet, MobileNet, NormAct2d, ResNet, SqueezeExcite, randomise
+from networks_2d import (
+    DenseNet,
+    Functional,
+    HeadFirst,
+    MobileNet,
+    NormAct2d,
+    Rearranged,
+    ResNet,
+    SharedWeight,
+    SkipToInput,
+    SqueezeExcite,
+    Twice,
+    TwoStems,
+    randomise,
+)
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
@@ -420,7 +435,13 @@ def test_transposed_taps_share_by_the_slices_they_meet_in() -> None:
 
 
 UNKNOWN: dict[str, tuple[nn.Module, str]] = {
-    "shuffle": (nn.PixelShuffle(2), "PixelShuffle has no 3D form"),
+    "shuffle": (
+        nn.PixelShuffle(2),
+        r"PixelShuffle has no 3D form here \(put nn.Upsample and an nn.Conv2d",
+    ),
+    "3D": (nn.Conv3d(1, 3, 3), "Conv3d is 3D already"),
+    "softmax": (nn.Softmax(dim=2), "Softmax over axis 2"),
+    "softmax 2d": (nn.Softmax2d(), r"put nn.Softmax\(1\) in its place"),
     "unfold": (nn.Unfold(2), "Unfold has no 3D form"),
     "fractional": (nn.FractionalMaxPool2d(2, 3), "FractionalMaxPool2d has no 3D form"),
     "unpool": (nn.MaxUnpool2d(2), "MaxUnpool2d has no 3D form"),
@@ -463,7 +484,9 @@ def test_a_scripted_part_is_named_once() -> None:
     ],
 )
 def test_convolutions_without_an_acs_form(conv: nn.Conv2d, reason: str) -> None:
-    assert reason in untreated(conv, method="acs", in_channels=None)[""]
+    found = untreated(conv, method="acs", in_channels=None)[""]
+    assert reason in found
+    assert 'method="i3d" takes it' in found
     assert inflate(conv, method="i3d", in_channels=None)
 
 
@@ -573,7 +596,7 @@ def test_the_report_is_readable() -> None:
         f"  converted  1: {nn.BatchNorm2d(4)} -> {nn.BatchNorm3d(4)}",
         "  converted  2: AdaptiveAvgPool2d(output_size=7) -> AdaptiveAvgPool3d(output_size=7)",
         "  note       0 reads 1 channels instead of 3, by sum",
-        "  untreated  3: Unfold has no 3D form here",
+        "  untreated  3: Unfold has no 3D form here (put an nn.Conv2d in its place)",
     ]
 
 
@@ -591,24 +614,129 @@ def test_bad_options_say_what_is_allowed(options: dict[str, Any], message: str) 
         inflate(ResNet(), **options)
 
 
-class TwoStems(nn.Module):
-    """RepVGG: two convolutions read the input."""
+# The convolutions that read the input
+
+
+READERS: dict[str, tuple[nn.Module, tuple[str, ...]]] = {
+    "head and attention first": (HeadFirst(), ("stem",)),
+    "two stems": (TwoStems(), ("wide", "thin")),
+    "transposed": (nn.Sequential(nn.ConvTranspose2d(3, 4, 2, stride=2), nn.Conv2d(4, 3, 1)), ("0",)),
+    "224 pixels": (nn.Sequential(nn.Conv2d(3, 1, 32, 32), nn.Flatten(), nn.Linear(49, 2)), ("0",)),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_all_that_reads_the_input_reads_the_volume(kind: str) -> None:
+    model, names = READERS[kind]
+    model = double(model)
+    one, report = inflate(model, strict=False, return_report=True)
+    assert report.notes[: len(names)] == tuple(f"{name} reads 1 channels instead of 3, by sum" for name in names)
+    assert not any("its input stays" in reason for _, reason in report.untreated)
+    if kind != "224 pixels":  # its Linear counts on 49 places
+        grey = noise(2, 1, 6, 8, 8)
+        three = inflate(model, in_channels=None, strict=False)
+        torch.testing.assert_close(one(grey), three(grey.expand(-1, 3, -1, -1, -1)))
+    four: Any = inflate(model, in_channels=4, strict=False)
+    assert {four.get_submodule(name).in_channels for name in names} == {4}
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 12, 3, groups=3), nn.ReLU(), nn.Conv2d(12, 4, 1))
+
+
+KEPT: tuple[tuple[nn.Module, str, str], ...] = (
+    (grouped(), "0", "Conv2d reads it in 3 groups"),
+    (nn.Sequential(nn.Conv2d(4, 4, 3, groups=4)), "0", "Conv2d reads it in 4 groups"),
+    (Twice(), "conv", "it reads other features too"),
+    (SharedWeight(), "one", "shared with a module that reads other features"),
+    (Rearranged(), "", "no convolution reads the 3 channels of the input as they are"),
+    (Functional(), "", "a forward convolves the input without a module"),
+    (SkipToInput(), "stem", r"a trial of the network on 1 channels went wrong \(RuntimeError: .* 7"),
+    (nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)), "1", "a trial of the network on 1 channels went wrong"),
+    (nn.Sequential(spectral_norm(nn.Conv2d(3, 4, 3))), "0", "the weight that reads it is computed"),
+)
+
+
+@pytest.mark.parametrize(("model", "name", "reason"), KEPT, ids=[f"{n}: {why}" for n, (_, _, why) in enumerate(KEPT)])
+def test_an_input_that_cannot_be_changed_is_untreated(model: nn.Module, name: str, reason: str) -> None:
+    with pytest.raises(OptionError, match=rf"{name or '<root>'}: its input stays .*in_channels=None.*{reason}"):
+        inflate(model)
+    state = {n: t.numel() for n, t in inflate(model, strict=False).state_dict().items()}
+    assert state == {n: t.numel() for n, t in inflate(model, strict=False, in_channels=None).state_dict().items()}
+
+
+def test_a_convolution_that_is_3d_already() -> None:
+    model = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 2, 1), nn.Flatten(1, 2), nn.Conv2d(6, 4, 1))
+    assert "Conv3d is 3D already" in untreated(model)["1"]
+    assert inflate(model, strict=False).get_parameter("3.weight").shape == (4, 6, 1, 1, 1)
+
+
+def test_stems_that_share_a_weight_still_do() -> None:
+    model: Any = TwoStems()
+    model.thin = nn.Conv2d(3, 4, 3, padding=1)
+    model.thin.weight = model.wide.weight
+    deep: Any = inflate(model)
+    assert deep.thin.weight is deep.wide.weight
+    assert deep.wide.weight.shape == (4, 1, 3, 3, 3)
+
+
+class Noticing(nn.Module):
+    """Counts its runs, draws, warns."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.wide, self.thin, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)
+        self.register_buffer("runs", torch.zeros(()))
+        self.conv = nn.Conv2d(3, 4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.wide(x) + self.thin(x))
+        warnings.warn("noticed", UserWarning, stacklevel=1)
+        self.runs += 1  # type: ignore[operator]
+        return F.dropout(self.conv(x + torch.rand_like(x)), training=True)
 
 
-def test_a_second_convolution_that_may_read_the_input_is_noted() -> None:
-    _, report = inflate(TwoStems(), return_report=True)
-    assert report.notes[1] == "thin has 3 input channels too: if it also reads the input, use in_channels=None"
-    assert len(report.notes) == 2
-    assert inflate(TwoStems(), in_channels=None)(noise(1, 3, 4, 5, 6).float()).shape == (1, 3, 4, 5, 6)
+def test_the_trial_is_not_noticed() -> None:
+    """Neither by the networks nor by hooks, nor by who draws random numbers after it."""
+    calls: list[str] = []
+    model: Any = Noticing()
+    model.conv.register_forward_hook(lambda *_: calls.append("conv"))
+    state = torch.random.get_rng_state()
+    deep: Any = inflate(model)
+    assert deep.conv.in_channels == 1
+    assert (model.runs.item(), deep.runs.item(), calls) == (0, 0, [])
+    assert deep.training
+    assert len(deep.conv._forward_hooks) == 1
+    assert not deep.conv._forward_pre_hooks
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_network_that_repeats_a_grey_image_is_left_as_it_is() -> None:
+    class Repeats(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.cat([x, x, x], 1) if x.size(1) == 1 else x)
+
+    deep, report = inflate(Repeats(nn.Conv2d(3, 4, 3, padding=1)), return_report=True)
+    assert report.notes == ("0 reads 3 channels, which the network makes of the 1 of the input",)
+    assert deep(noise(1, 1, 4, 5, 6).float()).shape == (1, 4, 4, 5, 6)
+
+
+def test_without_a_trial_the_first_declared_is_taken_if_it_fits() -> None:
+    """A ModuleDict has no forward."""
+    parts = {"wide": nn.Conv2d(3, 4, 3), "thin": nn.Conv2d(3, 4, 1), "last": nn.Conv2d(4, 3, 1)}
+    deep, report = inflate(nn.ModuleDict(parts), return_report=True)
+    assert deep.get_parameter("wide.weight").shape == (4, 1, 3, 3, 3)
+    assert report.notes[0] == "wide reads 1 channels instead of 3, by sum"
+    assert "wide is taken to read the input, as the first declared: no trial went through (" in report.notes[1]
+    assert report.notes[2:] == ("thin has 3 input channels too: if it also reads the input, use in_channels=None",)
+    for first, reason in (
+        (nn.Conv2d(8, 4, 1), "no trial told which convolution reads the input"),
+        (nn.Conv2d(3, 12, 1, groups=3), "in 3 groups"),
+        (nn.Conv1d(3, 4, 1), "Conv1d reads it"),
+    ):
+        with pytest.raises(OptionError, match=rf"head: its input stays .*in_channels=None.*{reason}"):
+            inflate(nn.ModuleDict({"head": first, **parts}))
+    assert inflate(nn.ModuleDict({"head": nn.Conv2d(1, 4, 1), **parts}), return_report=True)[1].notes == ()
 
 
 def test_no_convolution_to_read_the_input() -> None:
-    _, report = inflate(nn.Sequential(nn.Conv2d(4, 4, 3, groups=4)), return_report=True)
-    assert report.notes == ("no nn.Conv2d with groups=1 was found to read 1 channels",)
+    _, report = inflate(nn.Sequential(nn.BatchNorm2d(4)), return_report=True)
+    assert report.notes == ("no convolution was found to read 1 channels",)

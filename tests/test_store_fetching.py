@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
+import io
 import itertools
+import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ def test_no_hash_is_no_licence_for_rubbish(server: servers.Server, body: bytes) 
     ("body", "words"),
     [
         (OTHER, "no known format"),
-        (BODY[:-1], "cut off"),
+        (BODY[:-1], f"got sha256 {hashlib.sha256(BODY[:-1]).hexdigest()}, {len(BODY) - 1} bytes: bytes of no known"),
         (b"", "an empty file"),
         (servers.QUOTA_PAGE, "HTML page titled 'Google Drive - Quota exceeded'"),
         (servers.LFS_POINTER, "Git LFS pointer"),
@@ -57,6 +60,54 @@ def test_wrong_bytes_are_fetched_once_more_and_reported(server: servers.Server, 
         entry, IntegrityError, words, SHA, got, f"{len(body)} bytes", entry.source.url, "svd-hub fetch net", "incoming"
     )
     assert len(server.gets()) == 2
+
+
+def zipped() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", BODY[:5000])
+    return buffer.getvalue()
+
+
+def tensors(*, end: int = 400) -> bytes:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [100], "data_offsets": [0, end]}}).encode()
+    return len(header).to_bytes(8, "little") + header + b"\0" * 400
+
+
+@pytest.mark.parametrize(
+    ("body", "words", "no_weights"),
+    [
+        (zipped(), "a zip archive, as torch.save writes", False),
+        (zipped()[:-30], "a zip archive, as torch.save writes, cut off: its end is missing", True),
+        (tensors(), "a safetensors file", False),
+        (tensors()[:-1], "a safetensors file, cut off: its end is missing", True),
+        (tensors()[:20], "a safetensors file, cut off: its end is missing", True),
+        (tensors(end=-1).replace(b'"a"', b"[[["), "a safetensors file", False),
+        (b"\x80\x02}q\x00", "a pickle", False),
+        (b"", "an empty file", True),
+        (servers.QUOTA_PAGE, "an HTML page titled 'Google Drive - Quota exceeded'", True),
+        (servers.LFS_POINTER, "a Git LFS pointer, the text that stands for the file", True),
+    ],
+)
+@pytest.mark.parametrize("how", ["examine", "local", "network"])
+def test_cut_off_is_what_lacks_its_end(
+    server: servers.Server, home: Path, tmp_path: Path, body: bytes, words: str, no_weights: bool, how: str
+) -> None:
+    """A smaller file than promised may be whole, and another's; `no_weights` says which can be no network's at all."""
+    (tmp_path / "file.pth").write_bytes(body)
+    entry = make(url=server.add("/m", servers.ok(body)))
+    if how == "local":
+        by_hand(home, body)
+    with pytest.raises(IntegrityError) as caught:
+        store.examine(entry, tmp_path / "file.pth") if how == "examine" else store.fetch(entry, tmp_path)
+    assert f"{len(body)} bytes: {words}." in str(caught.value)
+    assert caught.value.no_weights is no_weights
+    unknown = dataclasses.replace(entry, source=dataclasses.replace(entry.source, sha256="", size=0))
+    if not no_weights:
+        assert store.examine(unknown, tmp_path / "file.pth").size == len(body)
+    else:
+        with pytest.raises(IntegrityError):
+            store.examine(unknown, tmp_path / "file.pth")
 
 
 def test_wrong_bytes_do_not_stay(server: servers.Server, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from synthetic import NARROW, OFFICIAL, TINY, Shelf, official, ours, values, wit
 
 import svd_hub
 from svd_hub import catalog, store, survey
+from svd_hub.canonical import convert_file
 from svd_hub.catalog import get_entry
 from svd_hub.errors import OptionError
 from svd_hub.survey import RESULTS, Finding, catalogue_patch, public, write_report
@@ -81,8 +83,11 @@ def test_a_file_that_fits(shipped: Shelf, server: servers.Server, tmp_path: Path
     assert found.report is not None
     assert len(found.report.matched) == len(tensors)
     again = look(OFFICIAL)[OFFICIAL]
-    same = [f.as_dict() | {"seconds": 0, "notes": f.notes[:4]} for f in (found, again)]
-    assert same[0] == same[1], "the cache tells the same but for how it was fetched"
+    same = [f.as_dict() | {"seconds": 0} for f in (found, again)]
+    assert same[0] == same[1], "the cache tells the same"
+    trusted = f"no hash is known upstream: sha256 {get_sha256(body)} is trusted from this first use on"
+    assert found.notes.count(trusted) == 1
+    assert not any("check it against" in note for note in found.notes), "upstream's own link delivered it"
     assert len(server.gets()) == 1, "what is here costs no download"
 
 
@@ -138,7 +143,14 @@ def test_every_result(shelf: Shelf) -> None:
     assert (found["held"].licence, found["held"].licence_url) == ("Held-1.0", "https://terms")
     assert "selling it" in found["held"].error
     assert found["folder"].next == "open <overlay>, fetch folder.pth, then svd-hub convert folder folder.pth"
-    assert [name for name in found if found[name].next] == ["folder"]
+    for name, step in {
+        "held": 'accept_licence=True', "nobody": "svd-hub list", "wrong": "replace or remove <mirror>/wrong.pth",
+        "p3d63_coco": "p3d63_coco", "gone": "put gone.pth by hand at <cache>/incoming/gone.pth",
+        "resnet3d18w16_lidc": "", "good": "",
+    }.items():  # fmt: skip
+        assert step in found[name].next, found[name].next
+        assert bool(found[name].next) == bool(step)
+        assert found[name].error.endswith(found[name].next), "the error's own words"
     assert (found["wrong"].sha256, found["wrong"].size) == (get_sha256(b"something else"), 14), "what came instead"
     assert found["wrong"].catalogue["sha256"] == get_sha256(ours(TINY, seed=2))
     assert "nearest" in found["nobody"].error
@@ -252,15 +264,26 @@ def test_the_report_holds_nothing_of_this_machine(
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("/data/x y", "<path> y"),
+        ("/data/x y", "<path>"),
+        ("/data/x y: no such file. Next: replace it", "<path>: no such file. Next: replace it"),
+        ("cannot read /data/Doe, Jane/CT 1.pth: denied", "cannot read <path>: denied"),
+        ("/data/Dr. Doe/a (1) b.pth is no checkpoint. Next: info", "<path>. Next: info"),
+        ("/data/scan: Doe/x: no", "<path>: no"),
+        ("/data/x y: see https://h.org/a/b for more", "<path>: see https://h.org/a/b for more"),
         ("in '/data/x': no", "in '<path>': no"),
+        ("in '/data/x y, z: (1)': no", "in '<path>': no"),
+        ('in "/data/o\'neil x": no', 'in "<path>": no'),
+        ("in '/data/o'neil x': no", "in '<path>': no"),
+        ("load('x', weights='/data/a b'), or", "load('x', weights='<path>'), or"),
+        ("/data/x y\nnext line", "<path>\nnext line"),
         ("at (/data/x.pth).", "at (<path>)."),
         ("error:/data/x", "error:<path>"),
         ("file=/data/x", "file=<path>"),
-        (r"C:\Users\jane\x.pth, no", "<path>, no"),
+        (r"C:\Users\jane\x y.pth: no", "<path>: no"),
         (r"\\server\share\x", "<path>"),
-        ("~/x and ~jane/x", "<path> and <path>"),
+        ("~/x: see ~jane/x", "<path>"),
         ("file:///data/x", "<path>"),
+        ("from file:///data/x y: no", "from <path>: no"),
         ("https://host.org/a/b.pth: HTTP 404", "https://host.org/a/b.pth: HTTP 404"),
         ("huggingface.co/a/b@0123/c.pth", "huggingface.co/a/b@0123/c.pth"),
         ("1/2 of 3 / 4", "1/2 of 3 / 4"),
@@ -313,12 +336,20 @@ def test_the_report(shelf: Shelf, tmp_path: Path) -> None:
         write_report(tmp_path / "none" / "report.json", found, asked=2)
 
 
-def test_the_patch_is_an_overlay(shipped: Shelf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_patch_is_an_overlay(
+    shipped: Shelf, server: servers.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """What is found can be laid over the catalogue as it is, and then the entry is that file and no other."""
-    shipped.put_official(GOOD, sha256=get_sha256(GOOD)[:8], size=0)
-    shipped.put_tiny("known", checked="file", checked_on="2026-01-31")
-    shipped.put_tiny("new.name@2", seed=1, source={"sha256": "", "size": 0, "file": "new.pth"})
-    shipped.put_tiny("wrong", seed=2).write_bytes(b"x")
+    monkeypatch.delenv("SVD_HUB_MIRROR")
+
+    def link(name: str, body: bytes, **source: Any) -> dict[str, Any]:
+        return {"url": server.add(f"/{name}", servers.ok(body)), **source}
+
+    shipped.put_official(GOOD, **link("r18", GOOD), sha256=get_sha256(GOOD)[:8], size=0)
+    shipped.put_tiny("known", checked="file", checked_on="2026-01-31", source=link("known", ours(TINY)))
+    unknown = {"sha256": "", "size": 0, "file": "new.pth"}
+    shipped.put_tiny("new.name@2", seed=1, source=link("new", ours(TINY, seed=1), **unknown))
+    shipped.put_tiny("wrong", seed=2, source=link("wrong", b"x"))
     found = look(OFFICIAL, "known", "new.name@2", "wrong", "resnet3d18w16_lidc")
     before = get_entry(OFFICIAL)
     write_report(tmp_path / "report.json", found.values(), asked=5)
@@ -332,13 +363,72 @@ def test_the_patch_is_an_overlay(shipped: Shelf, monkeypatch: pytest.MonkeyPatch
     assert (entry.source.sha256, entry.source.size) == (get_sha256(GOOD), len(GOOD))
     assert (entry.checked, entry.checked_on, entry.overlay) == ("file", told["date"], str(patch))
     assert (entry.summary, entry.source.id, entry.options) == (before.summary, before.source.id, before.options)
-    monkeypatch.delenv("SVD_HUB_MIRROR")
     monkeypatch.setenv("SVD_HUB_OFFLINE", "1")
     assert {finding.result for finding in look(OFFICIAL, "new.name@2").values()} == {"ok"}, "it is the one in the cache"
 
 
-def test_what_an_overlay_changed_is_not_in_the_patch(shelf: Shelf) -> None:
-    shelf.put_official(GOOD, sha256="", size=0)
+@pytest.mark.parametrize("where", ["incoming", "mirror folder", "mirror", "convert", "convert here"])
+@pytest.mark.parametrize("digits", [0, 8])
+def test_what_no_link_delivered_is_not_in_the_patch(
+    shipped: Shelf, server: servers.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str, digits: int
+) -> None:
+    """A file that somebody put here says nothing of upstream's, in this run and in every later one."""
+    path = shipped.put_tiny(source={"sha256": get_sha256(ours(TINY))[:digits], "size": 0})
+    source = "a file on this machine"
+    if where == "mirror":
+        server.add("/tiny.pth", servers.ok(path.read_bytes()))
+        monkeypatch.setenv("SVD_HUB_MIRROR", server.base)
+        source = "a mirror"
+    elif where != "mirror folder":
+        monkeypatch.delenv("SVD_HUB_MIRROR")
+        monkeypatch.chdir(tmp_path)
+        target = store.incoming_path(get_entry("tiny")) if where == "incoming" else tmp_path / "mine.pth"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    if where.startswith("convert"):
+        convert_file("tiny", Path("mine.pth") if where == "convert here" else tmp_path / "mine.pth")
+    for _ in range(2):
+        found = look("tiny")["tiny"]
+        assert (found.result, found.source) == ("ok", source)
+        assert "entry" not in tomllib.loads(catalogue_patch([found], "2026-01-31"))
+        part = f"only {get_sha256(ours(TINY))[:8]!r} of its hash" if digits else "nothing"
+        assert f"it came from {source}, no link delivered it, and {part} existed to check it against" in found.notes
+        assert sum("is trusted from this first use on" in note for note in found.notes) == 1
+
+
+def test_a_host_that_cannot_be_reached_is_tried_once(shelf: Shelf, server: servers.Server) -> None:
+    """Refused once is told at once by the others of that host; a 404 tells nothing of them, nor do other hosts."""
+    os.environ.pop("SVD_HUB_MIRROR")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: every connection is refused
+        dead = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        for seed, (name, url) in enumerate(
+            {
+                "gone": server.add("/gone", servers.status(404)).replace("127.0.0.1", "localhost"),
+                "there": server.add("/there", servers.ok(ours(TINY, seed=1))).replace("127.0.0.1", "localhost"),
+                "first": f"{dead}/first",
+                "second": f"{dead}/second",
+                "by_hand": f"{dead}/by_hand",
+            }.items()
+        ):
+            shelf.put_tiny(name, seed=seed, source={"url": url})
+        store.incoming_path(get_entry("by_hand")).parent.mkdir(parents=True)
+        store.incoming_path(get_entry("by_hand")).write_bytes(ours(TINY, seed=4))
+        found = look("gone", "there", "first", "second", "by_hand")
+        results = [finding.result for finding in found.values()]
+        assert results == ["failed", "ok", "failed", "failed", "ok"]
+        assert "refused" in str(found["first"].cause)
+        told = str(found["second"].cause)
+        assert "second.pth of 'second' was not tried: 127.0.0.1 could not be reached a moment ago. Next: " in told
+        assert "svd-hub fetch second" in found["second"].next
+        assert "refused" in str(look("second")["second"].cause), "the next survey tries again"
+
+
+def test_what_an_overlay_changed_is_not_in_the_patch(
+    shelf: Shelf, server: servers.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SVD_HUB_MIRROR")
+    shelf.put_official(GOOD, url=server.add("/r18.pth", servers.ok(GOOD)), sha256="", size=0)
     found = look(OFFICIAL)
     assert found[OFFICIAL].result == "ok"
     assert "entry" not in tomllib.loads(catalogue_patch(found.values(), "2026-01-31"))

@@ -17,6 +17,7 @@ from helpers_store import COMMIT, ROOT
 
 from svd_hub import transport
 from svd_hub.errors import DownloadError, OptionError
+from svd_hub.transport import huggingface
 
 BODY = random.Random(0).randbytes(300_000)
 HF = """
@@ -37,6 +38,10 @@ else:
 
 
 def hf(server: servers.Server, tmp_path: Path, file: str = "model.pth", **env: str) -> str:
+    return hf_lines(server, tmp_path, file, **env)[0]
+
+
+def hf_lines(server: servers.Server, tmp_path: Path, file: str = "model.pth", **env: str) -> tuple[str, str]:
     folder = tmp_path / "work"
     folder.mkdir(exist_ok=True)
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
@@ -56,7 +61,7 @@ def hf(server: servers.Server, tmp_path: Path, file: str = "model.pth", **env: s
     )
     assert done.returncode == 0, done.stderr
     assert "model.pth" not in done.stderr, "a progress bar that nobody asked for"
-    return done.stdout.strip()
+    return done.stdout.strip(), done.stderr
 
 
 @pytest.mark.parametrize("env", [{}, {"HF_HUB_DISABLE_XET": "1"}], ids=["xet", "no-xet"])
@@ -99,6 +104,67 @@ def test_hf_endpoint_that_is_no_hub(server: servers.Server, tmp_path: Path) -> N
     assert "by hand" in told
 
 
+def test_hf_that_nobody_answers(server: servers.Server, tmp_path: Path) -> None:
+    """Told after one further attempt, not after seven and their pauses, and without a word of the library's own."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: every connection is refused
+        dead = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        told, lines = hf_lines(server, tmp_path, HF_ENDPOINT=dead, HF_HUB_ETAG_TIMEOUT="3")
+    assert told.startswith("UnreachableError model.pth of org/net")
+    assert "the Hub cannot be reached (ConnectError)" in told
+    assert f"HF_ENDPOINT is {dead}. Next: check the network, or" in told
+    assert lines == ""
+
+
+@pytest.mark.parametrize(("kind", "tries"), [("ConnectError", 2), ("ConnectTimeout", 1), ("ProxyError", 1)])
+def test_hf_without_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, tries: int) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def raises(*given: Any, **_: Any) -> None:
+        asked.append(given)
+        raise type(kind, (Exception,), {})("x")
+
+    monkeypatch.setattr(huggingface, "PAUSE", 0)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", raises)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
+    with pytest.raises(huggingface.UnreachableError, match=rf"cannot be reached \({kind}\).* Next: "):
+        transport.hf_download("org/net", COMMIT, "model.pth", tmp_path)
+    assert len(asked) == tries
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hf_verbosity_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.utils import logging
+
+    seen = []
+
+    def raises(*_: Any, **__: Any) -> None:
+        seen.append(logging.get_verbosity())
+        raise KeyError("x")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", raises)
+    before = logging.get_verbosity()
+    try:
+        for level in (logging.WARNING, logging.INFO, logging.CRITICAL):
+            logging.set_verbosity(level)
+            with pytest.raises(DownloadError):
+                transport.hf_download("org/net", COMMIT, "model.pth", tmp_path)
+            assert logging.get_verbosity() == level
+    finally:
+        logging.set_verbosity(before)
+    assert seen == [logging.ERROR, logging.INFO, logging.CRITICAL]
+
+
+def test_hf_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert huggingface.hf_host() == "huggingface.co"
+    monkeypatch.setenv("HF_ENDPOINT", "https://user:word@hub.local:8443/x")
+    assert huggingface.hf_host() == "hub.local"
+
+
 def test_hf_cached_opens_no_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
@@ -120,6 +186,7 @@ def test_hf_other_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail
     def raises(*_: Any, **__: Any) -> None:
         raise failure
 
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", raises)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", raises)
     with pytest.raises(DownloadError, match="Next: ") as caught:
         transport.hf_download("org/net", COMMIT, "model.pth", tmp_path)

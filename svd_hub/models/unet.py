@@ -161,9 +161,13 @@ def unit(channels_in: int, channels: int, kernel: int, norm: str) -> nn.Sequenti
 
 
 def final_convolution(channels_in: int, num_classes: int) -> nn.Conv3d:
-    """Return the 1x1x1 convolution to the logits, as `load` makes a new one: normal with std 0.01, bias 0."""
+    """Return the 1x1x1 convolution to the logits, which start with a variance of about 1.
+
+    Upstream starts it with a std of 0.01: then all that is before it learns the largest class first, and in our short
+    runs the smaller ones never came (four classes, three balls: Dice 0.7, 0, 0 instead of 0.99 after 120 steps).
+    """
     conv = nn.Conv3d(channels_in, num_classes, 1)
-    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="linear")
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
     return conv
 

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import html
+import json
 import logging
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from .. import transport
 from ..catalog import Entry
 from ..errors import DownloadError, IntegrityError, OptionError, WeightsUnavailableError
 from ..files import sha256_of
-from . import ledger, places
+from ..transport.huggingface import hf_host
+from . import hosts, ledger, places
 
 log = logging.getLogger(__name__)
 Action = Literal["bundled", "cached", "local", "mirror", "origin", "by hand", "offline", "unavailable"]
+
+
+class WrongFileError(IntegrityError):
+    """A file that was examined and refused; `no_weights`: it is empty, a page, a pointer or a part, of any network."""
+
+    def __init__(self, message: str, *, no_weights: bool = False) -> None:
+        super().__init__(message)
+        self.no_weights = no_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +133,7 @@ def _copy_local(entry: Entry, path: Path, folder: Path) -> Fetched:
     target = folder / places.file_name(entry)
     try:
         if (size := path.stat().st_size) > entry.source.max_size:
-            raise IntegrityError(f"{path}: {size} bytes, allowed: {entry.source.max_size}. Next: replace or remove it")
+            raise WrongFileError(f"{path}: {size} bytes, allowed: {entry.source.max_size}. Next: replace or remove it")
         shutil.copyfile(path, target)
     except OSError as error:
         if os.access(path, os.R_OK):
@@ -129,16 +141,20 @@ def _copy_local(entry: Entry, path: Path, folder: Path) -> Fetched:
         raise DownloadError(f"cannot read {path}: {error.strerror}. Next: make it readable") from error
     try:
         return examine(entry, target, source=str(path))
-    except IntegrityError as error:
+    except WrongFileError as error:
         target.unlink()
-        raise IntegrityError(
-            f"{error} The file was refused and left alone. Next: replace or remove {path}; where it belongs to another "
-            f"entry, put it into {path.parent / '<that entry>' / path.name}"
+        shelf = path.parent.parent if path.parent.name == entry.name else path.parent
+        other = shelf / "<that entry>" / path.name
+        raise WrongFileError(
+            f"{error} The file was refused and left alone. Next: replace or remove {path}"
+            f"{'' if error.no_weights else f'; where it belongs to another entry, put it into {other}'}",
+            no_weights=error.no_weights,
         ) from None
 
 
 def _from_mirror(entry: Entry, server: str, folder: Path, *, progress: bool) -> Fetched | None:
-    for url in transport.mirror_urls(server, entry.name, places.file_name(entry)):
+    urls = transport.mirror_urls(server, entry.name, places.file_name(entry))
+    for url in urls[:1] if places.name_is_shared(entry) else urls:
         with contextlib.suppress(transport.MissingError):
             try:
                 bring = _downloader(entry, url, folder, progress=progress)
@@ -155,14 +171,15 @@ def _downloader(entry: Entry, url: str, folder: Path, *, progress: bool) -> Call
     target, source = folder / places.file_name(entry), entry.source
 
     def bring() -> Path:
-        transport.download(
-            url,
-            target,
-            max_size=source.max_size,
-            expected_size=source.size,
-            progress=progress,
-            hint=f"try again later, or {places.by_hand(entry)}",
-        )
+        with hosts.reaching(urlsplit(url).hostname or "", entry):
+            transport.download(
+                url,
+                target,
+                max_size=source.max_size,
+                expected_size=source.size,
+                progress=progress,
+                hint=f"try again later, or {places.by_hand(entry)}",
+            )
         return target
 
     return bring
@@ -171,11 +188,14 @@ def _downloader(entry: Entry, url: str, folder: Path, *, progress: bool) -> Call
 def _bring(entry: Entry, folder: Path, *, progress: bool) -> Path:
     source = entry.source
     if source.kind == "hf":
-        return transport.hf_download(
-            source.repo, source.revision, places.file_name(entry), folder, progress=progress, hint=places.by_hand(entry)
-        )
+        file, hint = places.file_name(entry), places.by_hand(entry)
+        with hosts.reaching(hf_host(), entry):
+            return transport.hf_download(source.repo, source.revision, file, folder, progress=progress, hint=hint)
     url = transport.gdrive_url(source.id) if source.kind == "gdrive" else source.url
     return _downloader(entry, url, folder, progress=progress)()
+
+
+# ---- checking ------------------------------------------------------------------------------------------------------
 
 
 def _from_network(entry: Entry, where: str, bring: Callable[[], Path], notes: Iterable[str]) -> Fetched:
@@ -184,12 +204,13 @@ def _from_network(entry: Entry, where: str, bring: Callable[[], Path], notes: It
         path = bring()
         try:
             return examine(entry, path, source=where, notes=notes)
-        except IntegrityError as error:
+        except WrongFileError as error:
             path.unlink()
             if first:
-                raise IntegrityError(
+                raise WrongFileError(
                     f"{error} It was fetched twice and removed. Next: svd-hub fetch {entry.name}, "
-                    f"or {places.by_hand(entry)}"
+                    f"or {places.by_hand(entry)}",
+                    no_weights=error.no_weights,
                 ) from None
             first = str(error)
             log.warning("%s Removed, fetching it once more.", first)
@@ -205,27 +226,35 @@ def examine(entry: Entry, path: Path, *, source: str = "", notes: Iterable[str] 
         notes: what the result is to tell.
 
     Raises:
-        IntegrityError: not the promised bytes. Where no hash is known: visibly no weights at all.
+        WrongFileError: an IntegrityError: not the promised bytes. Where no hash is known: visibly no whole file of
+            weights; its `no_weights` says so.
     """
     if not path.is_file():
         raise DownloadError(f"no file {path}. Next: {places.by_hand(entry)}")
     expected, size = ledger.expected_sha256(entry), path.stat().st_size
-    kind, digest = _describe(path), sha256_of(path)
+    (kind, no_weights), digest = _describe(path), sha256_of(path)
     stated = entry.source.size
-    no_weights = size == 0 or kind.startswith(("an HTML", "a Git LFS"))
     if no_weights or not digest.startswith(expected) or (stated and size != stated):
         ending = "..." if len(expected) < 64 else ""
         promised = f"sha256 {expected}{ending}" if expected else "weights (no hash is known)"
-        raise IntegrityError(
+        raise WrongFileError(
             f"{source or path} is not the file of {entry.name!r}: expected {promised}"
-            f"{f', {stated} bytes' if stated else ''}; got sha256 {digest}, {size} bytes: {kind}"
-            f"{', cut off' if 0 < size < stated and not no_weights else ''}."
-            f"{_held_note(entry, expected)}"
+            f"{f', {stated} bytes' if stated else ''}; got sha256 {digest}, {size} bytes: {kind}."
+            f"{_held_note(entry, expected)}",
+            no_weights=no_weights,
         )
     if len(expected) < 64:
-        stated_words = f"only {expected!r} of the hash is" if expected else "no hash is"
-        notes = (*notes, f"{stated_words} known upstream: sha256 {digest} is trusted from this first use on")
+        notes = (*notes, trust_note(entry, digest))
     return Fetched(path=path, sha256=digest, size=size, source=source or str(path), note=". ".join(notes))
+
+
+def trust_note(entry: Entry, sha256: str) -> str:
+    """Return what is to be told of a file whose hash the catalogue does not know in full; "" where it does."""
+    stated = entry.source.sha256
+    if len(stated) == 64:
+        return ""
+    words = f"only {stated!r} of the hash is" if stated else "no hash is"
+    return f"{words} known upstream: sha256 {sha256} is trusted from this first use on"
 
 
 def _held_note(entry: Entry, expected: str) -> str:
@@ -235,25 +264,42 @@ def _held_note(entry: Entry, expected: str) -> str:
     return ""
 
 
-def _describe(path: Path) -> str:
-    """Say in words what the head of a file looks like."""
+def _describe(path: Path) -> tuple[str, bool]:
+    """Say in words what a file looks like, and whether it is no whole file of weights of any network."""
     with open(path, "rb") as handle:
         head = handle.read(4096)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
-        return "an empty file"
+        return "an empty file", True
     if text.startswith((b"<!doctype html", b"<html", b"<head")):
         found = re.search(rb"<title[^>]*>(.*?)</title>", head, re.IGNORECASE | re.DOTALL)
         title = html.unescape(found[1].decode("utf-8", "replace")) if found else ""
         shown = "".join(c for c in " ".join(title.split()) if c.isprintable())[:80]
-        return f"an HTML page titled {shown!r}" if shown else "an HTML page"
+        return (f"an HTML page titled {shown!r}" if shown else "an HTML page"), True
     if text.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, the text that stands for the file"
+        return "a Git LFS pointer, the text that stands for the file", True
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
-        return "a safetensors file"
-    magics = (
-        (b"PK\x03\x04", "a zip archive, as torch.save writes"),
-        (b"\x80", "a pickle"),
-        (b"\x1f\x8b", "a gzip file"),
-    )
-    return next((words for magic, words in magics if head.startswith(magic)), "bytes of no known format")
+        whole = path.stat().st_size >= _safetensors_size(path)
+        return "a safetensors file" + ("" if whole else CUT_OFF), not whole
+    if head.startswith(b"PK\x03\x04"):
+        whole = zipfile.is_zipfile(path)  # looks for the end of the central directory, the last thing written
+        return "a zip archive, as torch.save writes" + ("" if whole else CUT_OFF), not whole
+    magics = ((b"\x80", "a pickle"), (b"\x1f\x8b", "a gzip file"))
+    return next((words for magic, words in magics if head.startswith(magic)), "bytes of no known format"), False
+
+
+CUT_OFF = ", cut off: its end is missing"
+
+
+def _safetensors_size(path: Path) -> int:
+    """Return how many bytes a safetensors file has by its own header, at least; one that makes no sense says little."""
+    with open(path, "rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = handle.read(length)
+    if len(header) < length:
+        return 8 + length
+    try:
+        tensors = [value for name, value in json.loads(header).items() if name != "__metadata__"]
+        return 8 + length + max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError):
+        return 8 + length

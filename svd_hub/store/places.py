@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import transport
-from ..catalog import Entry, Source
+from ..catalog import Entry, Source, all_entries
 from ..errors import DownloadError, OptionError
 
 
@@ -36,8 +36,9 @@ def bundled_path(file: str) -> Path:
 
 
 def incoming_path(entry: Entry) -> Path:
-    """Return where a person can put the upstream file of `entry` by hand."""
-    return cache_dir() / "incoming" / file_name(entry)
+    """Return where a person can put the upstream file of `entry` by hand: a folder of its own where names clash."""
+    folder = cache_dir() / "incoming"
+    return (folder / part("entry", entry.name) if name_is_shared(entry) else folder) / file_name(entry)
 
 
 def canonical_path(source_sha256: str, converter_version: str) -> Path:
@@ -47,12 +48,30 @@ def canonical_path(source_sha256: str, converter_version: str) -> Path:
 
 
 def local_places(entry: Entry) -> list[Path]:
-    """Return where the upstream file of `entry` may lie on this machine, best first: by hand, then a mirror folder."""
+    """Return where the upstream file of `entry` may lie on this machine, best first: by hand, then a mirror folder.
+
+    In each <folder>/<entry>/<file>, then <folder>/<file>; the second is left out where `name_is_shared`.
+    """
     folders = [cache_dir() / "incoming"]
     if isinstance(mirror := transport.mirror(), Path):
         folders.append(mirror)
     name, file = part("entry", entry.name), file_name(entry)
-    return [path for folder in folders for path in (folder / name / file, folder / file)]
+    tails = (Path(name, file),) if name_is_shared(entry) else (Path(name, file), Path(file))
+    return [folder / tail for folder in folders for tail in tails]
+
+
+def name_is_shared(entry: Entry) -> bool:
+    """Tell whether an entry with another source calls its file the same: `model.safetensors` alone says too little."""
+    file = file_name(entry)
+    return any(
+        other.source.file == file and _whence(other.source) != _whence(entry.source)
+        for other in all_entries().values()
+        if other.source.kind not in ("none", "bundled")
+    )
+
+
+def _whence(source: Source) -> tuple[str, ...]:
+    return (source.url, source.repo, source.revision, source.id)
 
 
 # ---- words and parts of paths -------------------------------------------------------------------------------------
@@ -94,7 +113,10 @@ def upstream(source: Source) -> str:
 
 def by_hand(entry: Entry) -> str:
     """Return the next step for a person, in words."""
-    return f"put {file_name(entry)} by hand at {incoming_path(entry)} (or set SVD_HUB_MIRROR to a folder that has it)"
+    held = f"{entry.name}/{file_name(entry)}" if name_is_shared(entry) else "it"
+    return (
+        f"put {file_name(entry)} by hand at {incoming_path(entry)} (or set SVD_HUB_MIRROR to a folder that has {held})"
+    )
 
 
 # ---- folders ------------------------------------------------------------------------------------------------------

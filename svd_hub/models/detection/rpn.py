@@ -74,8 +74,7 @@ def level_anchors(maps: Sequence[Tensor], scale: float, *, centred: bool) -> lis
     for x, stride in zip(maps, STRIDES, strict=True):
         base = base_anchors(stride, [scale], list(ANCHOR_RATIOS))
         if centred:
-            low, high = (base + stride / 2).split(2, dim=1)
-            base = torch.cat([low.round(), (high - 1).round() + 1], 1)  # upstream rounds the last pixel, not the edge
+            base = (base + stride / 2).round()
         anchors.append(grid_anchors(base.to(x.device), (x.shape[2], x.shape[3]), stride))
     return anchors
 
