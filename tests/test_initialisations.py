@@ -51,7 +51,7 @@ def hosted(shelf: Shelf, tmp_path: Path, name: str) -> str:
     else:
         body, narrow = links.file_of(entry)
         shelf.put(
-            name, body, source={"kind": "url", "file": entry.source.file, "url": "http://127.0.0.1:9/x"}, options=narrow
+            name, body, source={"kind": "url", "file": f"{name}.bin", "url": "http://127.0.0.1:9/x"}, options=narrow
         )
     return name
 

@@ -134,7 +134,7 @@ def test_names_and_shapes_are_the_documented_ones() -> None:
 
 def test_head_and_decoder_are_what_the_encoder_lacks() -> None:
     whole, encoder = (set(skeleton("unet3d_genesis", {"num_classes": n}).state_dict()) for n in (1, 0))
-    lacks = {n for n in whole if n.startswith((GenesisUNet3D.head, *GenesisUNet3D.decoder))}
+    lacks = {n for n in whole if n.startswith((*GenesisUNet3D.head, *GenesisUNet3D.decoder))}
     assert whole - encoder == lacks
     one, five = (shapes(skeleton("unet3d_genesis", {"num_classes": n}).state_dict()) for n in (1, 5))
     assert {n for n in one if one[n] != five[n]} == {n for n in one if n.startswith(GenesisUNet3D.head)}
