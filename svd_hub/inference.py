@@ -11,6 +11,7 @@ from .errors import OptionError, check_choice
 
 Triple = tuple[int, int, int]
 BLENDS = ("gaussian", "constant")
+ACTIVATIONS = ("softmax", "sigmoid")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class Inference:
             that is one, or 32 x 256 x 256 (SVD-Net paper, LiTS).
         stride: (D, H, W) from one window to the next; None = half a window.
         blend: how overlapping windows are weighted: "gaussian" | "constant".
+        activation: "softmax": one class a voxel, class 0 is the background; "sigmoid": classes of their own, none of
+            them the background; a voxel takes the likeliest of those above one half, and label 0 where there is none.
         largest: names of classes of which only the largest connected part is kept (6-connectivity).
         slices: planes that a detector reads around the key slice.
         slice_spacing: mm between them: they are cut anew, by linear interpolation between the nearest stored slices.
@@ -35,6 +38,7 @@ class Inference:
     window: Triple | None = None
     stride: Triple | None = None
     blend: str = "gaussian"
+    activation: str = "softmax"
     largest: tuple[str, ...] = ()
     slices: int = 9
     slice_spacing: float = 2.5
@@ -51,6 +55,7 @@ class Inference:
             if any(s > w for s, w in zip(self.stride, self.window, strict=True)):
                 raise OptionError(f"stride={self.stride} is not allowed; allowed: at most the window, {self.window}")
         check_choice("blend", self.blend, BLENDS)
+        check_choice("activation", self.activation, ACTIVATIONS)
         if not isinstance(self.largest, list | tuple) or not all(isinstance(name, str) for name in self.largest):
             raise OptionError(f"largest={self.largest!r} is not allowed; allowed: a list of class names")
         object.__setattr__(self, "largest", tuple(self.largest))

@@ -58,7 +58,8 @@ def task_model(
 
     Returns:
         The network, on the backbone's device, in its precision and mode. It carries `.entry`, `.preprocess`,
-        `.inference` (set another one for other windows) and `.options`: `svd_hub.save` writes it, and `load` of that file rebuilds it alone.
+        `.inference` (set another one for other windows) and `.options`: `svd_hub.save` writes it, and `load` of that
+        file rebuilds it alone.
 
     Raises:
         OptionError: not such a backbone or architecture, or options that do not fit the weights; says what is allowed.

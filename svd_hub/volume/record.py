@@ -117,6 +117,30 @@ class Volume:
         grid, notes = grid_of(image.GetSize()[::-1], direction * image.GetSpacing(), image.GetOrigin())
         return _from_memory(simpleitk().GetArrayFromImage(image), grid, modality, notes)
 
+    @classmethod
+    def from_affine(cls, array: np.ndarray, affine: np.ndarray, *, modality: str | None = None) -> Volume:
+        """Return the volume of an array as nibabel and MONAI have it.
+
+        Args:
+            array: (x, y, z), real numbers.
+            affine: (4, 4), from voxels (x, y, z) to mm to the Right, Anterior, Superior.
+            modality: "CT" (then the values are HU), "MR", or None.
+
+        Raises:
+            VolumeError: not such an array, or an affine that is no grid of right angles.
+            OptionError: `modality` is not allowed.
+        """
+        found, matrix = np.asarray(array), np.asarray(affine, dtype=float)
+        if found.ndim != 3 or matrix.shape != (4, 4):
+            raise VolumeError(
+                f"an array {found.shape} with an affine {matrix.shape} is not allowed; allowed: three axes and (4, 4). "
+                "Next: take one volume, one channel"
+            )
+        to_lps = np.array([-1.0, -1.0, 1.0])
+        steps, origin = matrix[:3, :3] * to_lps[:, None], matrix[:3, 3] * to_lps
+        grid, notes = grid_of(found.shape[::-1], steps, origin, what="columns of the affine")
+        return _from_memory(found.transpose(2, 1, 0), grid, modality, notes)
+
     def undo(self, array: np.ndarray) -> np.ndarray:
         """Return an array (..., D, H, W) of this volume's shape, such as a mask, on the input's axes, exactly.
 
