@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-MAPPED = 64 << 20  # bytes from which an array lies in a file
+MAPPED = 32 << 20  # bytes from which an array lies in a file
 SLAB = 16 << 20  # bytes gone through before they are released
 _SPARE = 256 << 20  # bytes of the disk that are left to others
 _ZEROS = bytes(1 << 20)
@@ -71,6 +71,26 @@ def planes(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
         yield from zip(*parts, strict=True)
         for part in parts:
             release(part)
+
+
+def copy(source: np.ndarray, target: np.ndarray) -> None:
+    """Copy an array into another of its shape (..., z, y, x), whichever ways their axes lie, and release as it goes.
+
+    Where a plane of the target takes a little of every plane of the source, both are gone through in blocks.
+    """
+    if source.ndim > 3:
+        for one, other in zip(source, target, strict=True):
+            copy(one, other)
+        return
+    slow = max(range(3), key=lambda axis: abs(source.strides[axis]))
+    across = max(1, SLAB // max(1, abs(source.strides[slow])))
+    for start in range(0, len(target), step := max(1, SLAB // max(1, target[:1].nbytes))):
+        part = target[start : start + step]
+        one, other = (np.moveaxis(array, slow, 0) for array in (source[start : start + step], part))
+        for k in range(0, len(one), across):
+            other[k : k + across] = one[k : k + across]
+            release(one[k : k + across])
+        release(part)
 
 
 def _root(array: np.ndarray) -> tuple[np.ndarray, _Map | None]:

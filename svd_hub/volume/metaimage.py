@@ -83,7 +83,8 @@ def read_metaimage(path: Path, *, modality: str, largest: int) -> Volume:
         )
     unit = "HU" if modality == "CT" else ""
     stored = dtype if scale == [1, 0] else None
-    return finish(rescaled(raw, *scale), grid, modality=modality, unit=unit, notes=notes, stored=stored)
+    raw = rescaled(raw, *scale)
+    return finish(raw, grid, modality=modality, unit=unit, notes=notes, stored=stored)
 
 
 def _fields(head: bytes) -> tuple[dict[str, str], int]:

@@ -82,7 +82,8 @@ def read_nrrd(path: Path, *, modality: str, largest: int) -> Volume:
             offset = max(offset, file.seek(0, 2) - count)
         raw = streams.voxels(file, offset=offset, shape=size, dtype=dtype, packing=packing)
     unit = "HU" if modality == "CT" else ""
-    return finish(rescaled(raw, 1, 0), grid, modality=modality, unit=unit, notes=notes, stored=dtype)
+    raw = rescaled(raw, 1, 0)
+    return finish(raw, grid, modality=modality, unit=unit, notes=notes, stored=dtype)
 
 
 def _fields(head: bytes) -> tuple[dict[str, str], int]:
