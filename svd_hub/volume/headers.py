@@ -11,12 +11,14 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..errors import VolumeError
+from . import metaimage as metaimages
+from . import nifti as niftis
+from . import nrrd as nrrds
 from .grid import Grid
-from .nifti import FIELDS, TO_LPS
 
-_NIFTI = {"u1": 2, "i2": 4, "f4": 16, "u2": 512}
-_NRRD = {"u1": "uint8", "i2": "int16", "f4": "float", "u2": "uint16"}
-_META = {"u1": "MET_UCHAR", "i2": "MET_SHORT", "f4": "MET_FLOAT", "u2": "MET_USHORT"}
+_NIFTI = {kind: number for number, kind in niftis.TYPES.items()}
+_NRRD = {kind: names.partition("|")[0] for kind, names in nrrds.TYPES.items()}
+_META = {kind: name for name, kind in metaimages.TYPES.items()}
 _LONGEST = 32767  # voxels along an axis: NIfTI-1 counts in 16 bits
 _MM, _SCANNER = 2, 1  # NIFTI_UNITS_MM, NIFTI_XFORM_SCANNER_ANAT
 
@@ -26,7 +28,7 @@ def nifti(grid: Grid, dtype: np.dtype) -> bytes:
 
     Args:
         grid: where the voxels lie.
-        dtype: uint8, uint16, int16 or float32.
+        dtype: of the voxels.
 
     Raises:
         VolumeError: an axis longer than the format allows.
@@ -34,8 +36,8 @@ def nifti(grid: Grid, dtype: np.dtype) -> bytes:
     if max(grid.size) > _LONGEST:
         raise VolumeError(f"{max(grid.size)} voxels along an axis are not allowed in NIfTI-1; allowed: {_LONGEST}. "
                           "Next: give a name that ends in .nrrd")  # fmt: skip
-    turn = np.reshape(grid.direction, (3, 3)) * TO_LPS[:, None]  # the signs are their own inverse
-    spacing, origin = grid.spacing[::-1], np.asarray(grid.origin) * TO_LPS
+    turn = np.reshape(grid.direction, (3, 3)) * niftis.TO_LPS[:, None]  # the signs are their own inverse
+    spacing, origin = grid.spacing[::-1], np.asarray(grid.origin) * niftis.TO_LPS
     sform = np.column_stack([turn * spacing, origin])
     handed = -1.0 if np.linalg.det(turn) < 0 else 1.0  # qfac: a quaternion cannot say it
     quaternion = _quaternion(turn * (1.0, 1.0, handed))
@@ -55,7 +57,7 @@ def nifti(grid: Grid, dtype: np.dtype) -> bytes:
     struct.pack_into("<i", head, 0, 348)
     head[344:348] = b"n+1\0"
     for name, numbers in values.items():
-        offset, form = FIELDS[name][0]
+        offset, form = niftis.FIELDS[name][0]
         struct.pack_into("<" + form, head, offset, *numbers)
     return bytes(head)
 
@@ -118,5 +120,5 @@ def _quaternion(turn: np.ndarray) -> tuple[float, float, float]:
         ]
     )
     row = products[int(np.argmax(np.diag(products)))]
-    a, b, c, d = (row / np.linalg.norm(row) * (-1.0 if row[0] < 0 else 1.0)).tolist()
+    _, b, c, d = (row / np.linalg.norm(row) * (-1.0 if row[0] < 0 else 1.0)).tolist()
     return b, c, d

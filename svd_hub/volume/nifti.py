@@ -18,7 +18,7 @@ from .grid import Grid, grid_of
 from .record import Volume, finish
 from .values import check_bytes, rescaled
 
-_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _NOT_GREY = {32: "complex", 1792: "complex", 2048: "complex", 128: "RGB colour", 2304: "RGBA colour", 1: "one-bit"}
 _UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: not said (mm by custom), metre, mm, micrometre
 TO_LPS = np.array([-1.0, -1.0, 1.0])  # NIfTI's x and y run to Right and Anterior
@@ -58,13 +58,13 @@ def read_nifti(path: Path, head: bytes, *, packed: bool, modality: str, largest:
     fields = _fields(head)
     size = _size(fields["dim"])
     code = fields["datatype"][0]
-    if code not in _TYPES:
+    if code not in TYPES:
         kind = _NOT_GREY.get(code, f"number {code}")
         raise VolumeError(
             f"the voxels of the NIfTI file are of the type {kind}; allowed: integers and real numbers. "
             "Next: export one grey volume"
         )
-    dtype = np.dtype(fields["order"] + _TYPES[code])
+    dtype = np.dtype(fields["order"] + TYPES[code])
     if fields["bitpix"][0] != 8 * dtype.itemsize:
         raise VolumeError(_damaged(f"bitpix {fields['bitpix'][0]} beside a type of {8 * dtype.itemsize} bits"))
     first = 352 if fields["version"] == 1 else 544

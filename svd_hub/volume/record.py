@@ -128,7 +128,11 @@ class Volume:
         return _contiguous(self.turn.undo(array))
 
     def undone(self, array: np.ndarray, dtype: Any = None) -> Iterator[np.ndarray]:
-        """Yield what `undo` gives of an array (D, H, W), some planes of the input at a time, as `dtype` if one is given.
+        """Yield what `undo` gives of an array (D, H, W), a few planes of the input at a time.
+
+        Args:
+            array: of this volume's shape.
+            dtype: what its numbers become, None for what they are.
 
         Raises:
             VolumeError: another shape.

@@ -70,18 +70,14 @@ def _write(array: np.ndarray, dtype: np.dtype, volume: Volume, path: str | os.Pa
     dtype = dtype.newbyteorder("<")
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # no part of the name is kept
     try:
-        try:
-            file = open(temporary, "xb")
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{path} cannot be written: the folder is missing, full or read-only ({error.strerror})",
-            ) from None
-        with file:
+        with open(temporary, "xb") as file:
             _write_voxels(file, volume.undone(array, dtype), volume.source_grid, dtype, ending)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        what = f"{path} cannot be written: the folder is missing, full or read-only ({error.strerror})"
+        raise OSError(error.errno, what) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
