@@ -3,9 +3,12 @@
 A long scan is gone through plane by plane, so that only a few planes have to be in memory. `empty` lays a large array
 into a temporary file, `release` gives back the memory of what was gone through, and the voxels stay in the file.
 
-People's data: the file has no name from the moment it is made, and the system takes its blocks back when the last
-array on it is gone or the process ends, however it ends. It lies in the folder of temporary files; TMPDIR names
-another. Where that folder is itself memory (tmpfs), nothing is lost by it, and nothing saved.
+People's data: the file has no name, from the moment it is made or the next, and the system takes its blocks back when
+the last array on it is gone or the process ends, however it ends; it does not wipe them. The file lies in the folder of
+temporary files; TMPDIR names another. Where that folder is itself memory (tmpfs), nothing is lost, and nothing saved.
+
+Such an array is one to numpy and torch like any other, but for this: a forked process that writes into it, writes into
+its parent's.
 """
 
 from __future__ import annotations
@@ -21,10 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-MAPPED = 64 << 20  # bytes from which an array lies in a file
+MAPPED = 32 << 20  # bytes from which an array lies in a file
 SLAB = 16 << 20  # bytes gone through before they are released
 _SPARE = 256 << 20  # bytes of the disk that are left to others
 _ZEROS = bytes(1 << 20)
+_AROUND = max(mmap.PAGESIZE, 1 << 16)  # bytes Linux brings in with one that is touched: fault_around_bytes, mm/memory.c
 
 
 class _Map(mmap.mmap):
@@ -54,8 +58,8 @@ def release(array: np.ndarray) -> None:
         return
     low, high = byte_bounds(array)
     begin = root.__array_interface__["data"][0]
-    start = (low - begin) // mmap.PAGESIZE * mmap.PAGESIZE
-    pages.madvise(mmap.MADV_DONTNEED, start, high - begin - start)
+    start, end = max(0, low // _AROUND * _AROUND - begin), min(len(pages), -(-high // _AROUND) * _AROUND - begin)
+    pages.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 def is_mapped(array: np.ndarray) -> bool:
@@ -71,6 +75,26 @@ def planes(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
         yield from zip(*parts, strict=True)
         for part in parts:
             release(part)
+
+
+def copy(source: np.ndarray, target: np.ndarray) -> None:
+    """Copy an array into another of its shape (..., z, y, x), whichever ways their axes lie, and release as it goes.
+
+    Where a plane of the target takes a little of every plane of the source, both are gone through in blocks.
+    """
+    if source.ndim > 3:
+        for one, other in zip(source, target, strict=True):
+            copy(one, other)
+        return
+    slow = max(range(3), key=lambda axis: abs(source.strides[axis]))
+    across = max(1, SLAB // max(1, abs(source.strides[slow])))
+    for start in range(0, len(target), step := max(1, SLAB // max(1, target[:1].nbytes))):
+        part = target[start : start + step]
+        one, other = (np.moveaxis(array, slow, 0) for array in (source[start : start + step], part))
+        for k in range(0, len(one), across):
+            other[k : k + across] = one[k : k + across]
+            release(one[k : k + across])
+        release(part)
 
 
 def _root(array: np.ndarray) -> tuple[np.ndarray, _Map | None]:
