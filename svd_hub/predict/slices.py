@@ -51,6 +51,6 @@ def detector_input(planes: np.ndarray, rule: Preprocess, side: int | None) -> tu
     if side is not None and side != max(height, width):
         size = [max(1, round(n * side / max(height, width))) for n in (height, width)]
         x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-    mean, std = (sum(v) / 3 if isinstance(v, tuple) else v for v in (rule.mean, rule.std))
-    x = rule.normalised(x, mean, std).expand(rule.channels, -1, -1, -1)[None].contiguous()
+    x = rule.normalised(x, rule.of_channels(rule.mean), rule.of_channels(rule.std))
+    x = x.expand(rule.channels, -1, -1, -1)[None].contiguous()
     return x, (x.shape[3] / height, x.shape[4] / width)
