@@ -55,6 +55,10 @@ class Prepared:
         """Return the planes [start, stop) as (C, d, H, W), float32."""
         return self._values(self._sampled(start, stop)[None])
 
+    def block(self, cut: Sequence[slice]) -> Tensor:
+        """Return the voxels of a slice of each axis as (C, d, h, w), float32."""
+        return self._values(images.sample(self.view, self.sides, cut)[None])
+
     def slabs(self) -> Iterator[Tensor]:
         """Yield the windowed planes (d, H, W), before mean and std, from the first to the last."""
         for start in range(0, self.sides[0], _PLANES):

@@ -60,7 +60,9 @@ def blob(shape: tuple[int, int, int] = (12, 20, 18), *, seed: int = 0) -> tuple[
     rng = np.random.default_rng(seed)
     z, y, x = np.indices(shape)
     d, h, w = shape
-    inside = ((z - 0.35 * d) / (0.2 * d)) ** 2 + ((y - 0.6 * h) / (0.2 * h)) ** 2 + ((x - 0.3 * w) / (0.15 * w)) ** 2 < 1
+    inside = ((z - 0.35 * d) / (0.2 * d)) ** 2 + ((y - 0.6 * h) / (0.2 * h)) ** 2 + (
+        (x - 0.3 * w) / (0.15 * w)
+    ) ** 2 < 1
     inside[int(0.35 * d), int(0.6 * h), int(0.3 * w) : int(0.8 * w)] = True
     inside[int(0.35 * d) : int(0.8 * d), int(0.6 * h), int(0.3 * w)] = True
     hu = rng.integers(-200, 0, shape)

@@ -37,16 +37,18 @@ def cases(count: int) -> list[dict[str, Any]]:
     for number in range(count):
         window = rng.integers(2, 9, 3)
         stride = [int(rng.integers(1, w + 1)) for w in window]
-        found.append({
-            "sides": tuple(int(n) for n in rng.integers(1, 20, 3)),
-            "window": tuple(int(w) for w in window),
-            "stride": stride,
-            "blend": list(MODES)[number % 2],
-            "at_once": int(rng.integers(1, 6)),
-            "channels": int(rng.integers(1, 3)),
-            "classes": int(rng.integers(1, 4)),
-            "pad": float(rng.choice([0.0, -1.5])),
-        })
+        found.append(
+            {
+                "sides": tuple(int(n) for n in rng.integers(1, 20, 3)),
+                "window": tuple(int(w) for w in window),
+                "stride": stride,
+                "blend": list(MODES)[number % 2],
+                "at_once": int(rng.integers(1, 6)),
+                "channels": int(rng.integers(1, 3)),
+                "classes": int(rng.integers(1, 4)),
+                "pad": float(rng.choice([0.0, -1.5])),
+            }
+        )
     return found
 
 
@@ -188,7 +190,9 @@ def test_padding_has_a_value_for_each_channel() -> None:
     x, pad = torch.zeros(2, 3, 5, 4), torch.tensor([1.0, -2.0]).view(2, 1, 1, 1)
     seen: list[Tensor] = []
     list(blended(lambda x: seen.append(x) or x, InMemory(x, pad), window=(6, 6, 6), stride=(6, 6, 6)))
-    expected = torch.stack([torch.nn.functional.pad(one, (1, 1, 0, 1, 1, 2), value=v) for one, v in zip(x, (1.0, -2.0))])
+    expected = torch.stack(
+        [torch.nn.functional.pad(one, (1, 1, 0, 1, 1, 2), value=v) for one, v in zip(x, (1.0, -2.0))]
+    )
     assert torch.equal(seen[0][0], expected)
 
 

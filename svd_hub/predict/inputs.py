@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingExtraError, OptionError, VolumeError
+from ..images import read_colours
 from ..volume import Volume, read
 from ..volume.grid import CANONICAL
 
@@ -84,14 +85,16 @@ def is_picture(path: Path) -> bool:
 
 
 def to_picture(image: Any) -> np.ndarray:
-    """Return a picture (H, W, 3) of 0..255: of a path, a picture of Pillow, or an array.
+    """Return a picture (H, W, 3) of 0..255: of a path, a picture of Pillow, or an array (H, W, 3) or (H, W).
 
     Raises:
         VolumeError: no picture, or one that is too large.
         MissingExtraError: a path, and Pillow is not installed.
     """
     if not isinstance(image, str | os.PathLike):
-        return np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+        if _is_tensor(image):
+            image = image.detach().cpu().numpy()
+        return read_colours(image.convert("RGB") if hasattr(image, "convert") else image, video=False)[0]
     try:
         from PIL import Image
     except ImportError:
@@ -104,7 +107,9 @@ def to_picture(image: Any) -> np.ndarray:
             if opened.width * opened.height > _PIXELS:
                 raise VolumeError(f"{path} declares {opened.width} x {opened.height} pixels; allowed: {_PIXELS:,}")
             return np.asarray(opened.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except VolumeError:
+        raise
+    except Exception as error:  # a damaged picture can fail in any way
         raise VolumeError(
             f"{path} is no picture that can be read ({type(error).__name__}); these weights read photographs. "
             "Next: give a JPEG or PNG file, or an entry for CT or MR"
