@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -156,7 +154,7 @@ def test_progress_is_told_to_its_end() -> None:
 
 def test_a_class_to_keep_that_is_none() -> None:
     model = segmenter(largest=("heart",))
-    with pytest.raises(OptionError, match="largest='heart' is no class of .*; allowed: liver, spleen, kidneys"):
+    with pytest.raises(OptionError, match=r"largest='heart' is no class of .*; allowed: liver, spleen, kidneys"):
         Predictor(model)
 
 

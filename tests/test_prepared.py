@@ -69,8 +69,10 @@ def test_values(rule: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("statistics", ["fixed", "volume", "positive"])
-@pytest.mark.parametrize("rule", [{}, {"window": (-160.0, 240.0)}, {"pad": 500.0}, {"pad": -3000.0, "window": (0.0, 9.0)},
-                                  {"channels": 3, "mean": (1.0, 20.0, 300.0), "std": (1.0, 2.0, 3.0)}])  # fmt: skip
+@pytest.mark.parametrize("rule", [
+    {}, {"window": (-160.0, 240.0)}, {"pad": 500.0}, {"pad": -3000.0, "window": (0.0, 9.0)},
+    {"channels": 3, "mean": (1.0, 20.0, 300.0), "std": (1.0, 2.0, 3.0)},
+])  # fmt: skip
 def test_the_padding_of_windows_is_that_of_the_preprocessing(statistics: str, rule: dict[str, Any]) -> None:
     """A window larger than the volume sees what a `size` of that would give."""
     seen: list[torch.Tensor] = []
