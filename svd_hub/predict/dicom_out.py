@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..errors import MissingExtraError, VolumeError
+from ..errors import MissingExtraError, SvdHubError, VolumeError
+from ..metrics import counts_of
 from ..volume import Volume, memory
 from ..volume.libraries import pydicom, quiet
 from .codes import OWN_SCHEME, Code, code_of
@@ -54,16 +55,17 @@ def segmentation(result: Segmentation) -> tuple[bytes, list[str]]:
         VolumeError: the input was not DICOM, or no voxel has a class.
         MissingExtraError: highdicom or pydicom is not installed.
     """
-    hd, volume = _highdicom(), result.scan
-    headers, notes = _headers(volume)
-    used = [k for k in range(1, len(result.classes)) if result.voxels[k]]
-    if not used:
-        raise VolumeError("no voxel has a class: DICOM knows no empty segmentation. Next: use the NIfTI file")
-    planes = _planes(result, headers)
-    segments = [_segment(hd, number, result, k) for number, k in enumerate(used, start=1)]
-    for (plane,) in memory.planes(planes):  # segments are numbered without gaps, as DICOM wants
-        plane[...] = np.searchsorted(used, plane, side="left").astype(plane.dtype) + (plane > 0)
+    hd = _highdicom()
     with _refusals("DICOM Segmentation"):
+        headers, notes = _headers(result.scan)
+        planes = _planes(result, headers)
+        seen = counts_of(planes, len(result.classes))  # of the images: a slice that was filled in is none
+        used = [k for k in range(1, len(result.classes)) if seen[k]]
+        if not used:
+            raise VolumeError("no voxel has a class: DICOM knows no empty segmentation. Next: use the NIfTI file")
+        segments = [_segment(hd, number, result, k) for number, k in enumerate(used, start=1)]
+        for (plane,) in memory.planes(planes):  # segments are numbered without gaps, as DICOM wants
+            plane[...] = np.searchsorted(used, plane, side="left").astype(plane.dtype) + (plane > 0)
         made = hd.seg.Segmentation(
             source_images=headers,
             pixel_array=planes,
@@ -86,10 +88,10 @@ def report(result: Detection) -> tuple[bytes, list[str]]:
         MissingExtraError: highdicom or pydicom is not installed.
     """
     hd, volume = _highdicom(), result.scan
-    headers, notes = _headers(volume)
     if volume.turn.order != (0, 1, 2):
         raise VolumeError("the input's slices are not axial: boxes do not lie on them. Next: use the JSON file's mm")
     with _refusals("DICOM Structured Report"):
+        headers, notes = _headers(volume)
         regions = [_region(hd, volume, headers, one) for one in result.findings]
         groups = [
             _group(hd, number, one, region)
@@ -173,8 +175,7 @@ def _headers(volume: Volume) -> tuple[list[Any], list[str]]:
     if not volume.sources:
         raise VolumeError("the input is not DICOM: there are no images to refer to. Next: use the NIfTI or JSON file")
     try:
-        with quiet():
-            headers = [pydicom().dcmread(path, stop_before_pixels=True) for path in _paths(volume)]
+        headers = [pydicom().dcmread(path, stop_before_pixels=True, force=True) for path in _paths(volume)]
     except OSError:
         raise VolumeError("a file of the input can no longer be read. Next: leave the folder as it is") from None
     return headers, _mend(headers)
@@ -186,7 +187,7 @@ def _mend(headers: list[Any]) -> list[str]:
     for name, other in (("SOPClassUID", "MediaStorageSOPClassUID"), ("SOPInstanceUID", "MediaStorageSOPInstanceUID")):
         if empty := [header for header in headers if not header.get(name)]:
             for header in empty:
-                setattr(header, name, header.file_meta.get(other, ""))
+                setattr(header, name, getattr(header, "file_meta", {}).get(other, ""))
             notes.append(f"{len(empty)} images have no {name}; that of their file's own header is referred to")
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
         if empty := [header for header in headers if not header.get(name)]:
@@ -203,11 +204,16 @@ def _mend(headers: list[Any]) -> list[str]:
 
 @contextlib.contextmanager
 def _refusals(what: str) -> Iterator[None]:
-    """What highdicom finds wrong with the images' headers becomes a `VolumeError`, without the values it quotes."""
+    """What is wrong with the images' headers becomes a `VolumeError`, without the values that libraries quote.
+
+    pydicom looks at a value when it is first asked for, and a damaged one can fail in any way, and anywhere in here.
+    """
     try:
         with quiet():
             yield
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except SvdHubError:
+        raise
+    except Exception as error:
         raise VolumeError(
             f"no {what} can be made: the headers of the images lack or contradict what it needs "
             f"({type(error).__name__} in highdicom). Next: use the other files"
@@ -269,6 +275,5 @@ def _concept(hd: Any, code: Code) -> Any:
 
 def _bytes(dataset: Any) -> bytes:
     file = io.BytesIO()
-    with quiet():
-        dataset.save_as(file)
+    dataset.save_as(file)
     return file.getvalue()
