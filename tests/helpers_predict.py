@@ -68,3 +68,16 @@ def blob(shape: tuple[int, int, int] = (12, 20, 18), *, seed: int = 0) -> tuple[
     hu = rng.integers(-200, 0, shape)
     hu[inside] = rng.integers(800, 900, int(inside.sum()))
     return hu.astype(np.int16), inside
+
+
+def detector() -> Any:
+    """A narrow, random Faster R-CNN of two classes for CT."""
+    torch.manual_seed(0)
+    backbone = svd_hub.load("resnet3d18w16_lidc", weights=None, width=4, depth=10, num_classes=0)
+    rule = Preprocess(window=(-1024.0, 2050.0), scale=(0.0, 255.0), mean=50.0, std=50.0, channels=backbone.in_channels)
+    model = svd_hub.task_model(
+        backbone, "faster_rcnn3d", num_classes=2, classes=("lesion", "nodule"), preprocess=rule, channels=16,
+        head_channels=16, score_threshold=0.0,
+    )  # fmt: skip
+    model.eval()
+    return model

@@ -84,12 +84,14 @@ def report(result: Detection) -> tuple[bytes, list[str]]:
     """Return a DICOM Structured Report (TID 1500), each finding's box on its key slice with class and score, and notes.
 
     Raises:
-        VolumeError: the input was not axial DICOM.
+        VolumeError: the input was not axial DICOM, or no finding lies on an image.
         MissingExtraError: highdicom or pydicom is not installed.
     """
     hd, volume = _highdicom(), result.scan
     if volume.turn.order != (0, 1, 2):
         raise VolumeError("the input's slices are not axial: boxes do not lie on them. Next: use the JSON file's mm")
+    if not result.findings:
+        raise VolumeError("nothing was found: DICOM knows no report without a measurement. Next: use the JSON file")
     with _refusals("DICOM Structured Report"):
         headers, notes = _headers(volume)
         regions = [_region(hd, volume, headers, one) for one in result.findings]
@@ -98,10 +100,11 @@ def report(result: Detection) -> tuple[bytes, list[str]]:
             for number, (one, region) in enumerate(zip(result.findings, regions, strict=True), start=1)
             if region is not None
         ]
-        if len(groups) < len(regions):
-            notes.append(
-                f"{len(regions) - len(groups)} findings are on slices that were filled in: no image shows them"
-            )
+        if lost := len(regions) - len(groups):
+            told = f"{lost} finding(s) lie on slices that were filled in: no image shows them"
+            if not groups:
+                raise VolumeError(f"{told}. Next: use the JSON file's mm")
+            notes.append(told)
         content = hd.sr.MeasurementReport(
             observation_context=hd.sr.ObservationContext(observer_device_context=_observer(hd, result)),
             procedure_reported=_concept(hd, _PROCEDURES.get(volume.modality, _PROCEDURES["CT"])),
@@ -134,8 +137,7 @@ def _region(hd: Any, volume: Volume, headers: list[Any], one: Finding) -> Any:
         return None
     source = volume.sources[number]
     header = headers[_paths(volume).index(source.path)]
-    down, right = volume.shifts[number] if volume.shifts else (0.0, 0.0)  # a tilted gantry's, which was corrected
-    ring = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]) - [right, down]
+    ring = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]])
     frames = [source.frame + 1] if int(header.get("NumberOfFrames", 0) or 0) > 1 else None
     image = hd.sr.SourceImageForRegion(header.SOPClassUID, header.SOPInstanceUID, referenced_frame_numbers=frames)
     return hd.sr.ImageRegion(
