@@ -1,4 +1,4 @@
-"""From boxes on slices to findings: scaled back, merged in chains, told in pixels and mm, and in every file the same."""
+"""From boxes on slices to findings: scaled back, merged in chains, told in pixels and mm, the same in every file."""
 
 from __future__ import annotations
 
@@ -104,10 +104,7 @@ def test_boxes_are_scaled_back_and_weak_ones_left_out() -> None:
     boxes = torch.tensor([[2.0, 3.0, 8.0, 12.0], [0.0, 0.0, 1.0, 1.0], [4.0, 4.0, 6.0, 9.0]])
     found = table(Detections(boxes, torch.tensor([0.9, 0.1, 0.0999]), torch.tensor([1, 0, 1])), (2.0, 3.0), 0.1)
     assert found[0].tolist() == [1.0, 1.0, 4.0, 4.0, pytest.approx(0.9), 1.0]
-    assert (
-        len(table(Detections(boxes, torch.tensor([0.9, 0.1, 0.0999]).double(), torch.tensor([1, 0, 1])), (1, 1), 0.1))
-        == 2
-    )
+    assert len(found) == 2
     assert found.dtype == np.float64
 
 
@@ -310,7 +307,7 @@ def test_a_finding_on_a_slice_that_was_filled_in(tmp_path: Path) -> None:
     (note,) = write(result, tmp_path / "out", Preprocess(), Outputs(picture=False))
     assert note.startswith("no findings.dcm: 1 finding(s) lie on slices that were filled in: no image shows them")
     hu = HU.copy()
-    hu[10, 2:6, 2:6] = 900
+    hu[9:12, 2:6, 2:6] = 900
     series = make_series(tmp_path / "two", (hu + 1024).astype(np.uint16), spacing=SPACING)
     series[10].unlink()
     result = Predictor(Spots())(tmp_path / "two", missing="fill", planes=[5, 10])

@@ -103,8 +103,10 @@ def test_key_slices_of_ones_own() -> None:
 RULE = {"modality": "CT", "window": (-1024.0, 2050.0), "scale": (0.0, 255.0), "mean": 50.0, "std": 2.0}
 
 
-@pytest.mark.parametrize("rule", [RULE, {**RULE, "channels": 3}, {"modality": "CT"},
-                                  {**RULE, "channels": 3, "mean": (1.0, 2.0, 3.0), "std": (4.0, 5.0, 6.0)}])  # fmt: skip
+COLOURS = {"channels": 3, "mean": (1.0, 2.0, 3.0), "std": (4.0, 5.0, 6.0)}
+
+
+@pytest.mark.parametrize("rule", [RULE, {**RULE, "channels": 3}, {"modality": "CT"}, {**RULE, **COLOURS}])
 def test_without_a_side_the_input_is_the_preprocessing_of_the_slices(rule: dict[str, Any]) -> None:
     planes = rng.normal(0, 900, (9, 13, 17)).astype(np.float32)
     x, scales = detector_input(planes, Preprocess(**rule), None)
