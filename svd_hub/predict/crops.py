@@ -49,9 +49,12 @@ def classifier_input(volume: Volume, rule: Preprocess, point: Point | None) -> t
 
 def _place(volume: Volume, prepared: Prepared, point: Point) -> list[int]:
     """Return the voxel of the network's grid that is nearest to a point in mm."""
-    given = np.asarray(point, dtype=float)
+    try:
+        given = np.asarray(point, dtype=float)
+    except (TypeError, ValueError):
+        given = np.zeros(0)
     if given.shape != (3,) or not np.isfinite(given).all():
-        raise OptionError(f"point={point} is not allowed; allowed: three numbers, mm to Left, Posterior, Superior")
+        raise OptionError(f"point={point!r} is not allowed; allowed: three numbers, mm to Left, Posterior, Superior")
     at = volume.grid.indices(given)
     if not ((at >= -0.5 - 1e-6) & (at <= np.array(volume.shape) - 0.5 + 1e-6)).all():
         ends = volume.grid.points(np.array([[0, 0, 0], [n - 1 for n in volume.shape]]))
