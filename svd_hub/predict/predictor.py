@@ -119,7 +119,7 @@ class Predictor:
             VolumeError: not an image these weights can read; says what was found, what is allowed, and what next.
             OptionError: an argument that does not belong to the task, or is not allowed.
         """
-        self._check_arguments(point=point, planes=planes, least_score=least_score, most=most)
+        self.check_arguments(point=point, planes=planes, least_score=least_score, most=most)
         least, most = LEAST_SCORE if least_score is None else least_score, MOST if most is None else most
         started = time.perf_counter()
         if self.preprocess.modality == "RGB":
@@ -139,7 +139,12 @@ class Predictor:
                 result = self._detected(volume, planes, least, most, done)
         return self._timed(result, started, read)
 
-    def _check_arguments(self, *, point: Any, planes: Any, least_score: Any, most: Any) -> None:
+    def check_arguments(self, *, point: Any, planes: Any, least_score: Any, most: Any) -> None:
+        """Refuse arguments that belong to another task, or make no sense; None is allowed for each.
+
+        Raises:
+            OptionError: one of these.
+        """
         if self.task != "classification" or self.preprocess.modality == "RGB":
             self._refuse(point=point)
         if self.task != "detection":

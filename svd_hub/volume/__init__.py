@@ -8,7 +8,7 @@ with a file passes in silence: it is refused, or treated and named in `Volume.no
 from __future__ import annotations
 
 from .grid import Grid, Turn
-from .reading import list_series, read
+from .reading import files_of, list_series, read
 from .record import Source, Volume
 from .resampling import resample, restore
 from .series import Series
@@ -22,6 +22,7 @@ __all__ = [
     "Source",
     "Turn",
     "Volume",
+    "files_of",
     "list_series",
     "read",
     "resample",
