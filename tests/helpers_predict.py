@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import torch
+from pydicom.dataset import Dataset
 from torch import Tensor, nn
 
 import svd_hub
-from svd_hub import Inference, Preprocess, cli
+from svd_hub import Inference, Predictor, Preprocess, cli
+from svd_hub.predict import Outputs, predict_files
 
 SEGMENTER = "unet3d18w16_ctorgans"
+QUICK = Outputs(picture=False, dicom=False)
 NARROW = {"depth": 10, "width": 4, "stem_stride": 2, "stem_pool": False, "pool_stride": 2, "strides": [1, 2, 2, 2],
           "dilations": [1, 1, 1, 1], "depth_stride": 2}  # fmt: skip
 
@@ -111,3 +115,31 @@ def start(*args: object, **options: Any) -> subprocess.Popen[str]:
     line = [sys.executable, "-m", "svd_hub", *map(str, args)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(root)}, **{**pipes, **options})
+
+
+def nifti(path: Path, *, seed: int = 0) -> Path:
+    """Write the blob as a volume; each seed has a file of its own."""
+    hu = blob()[0]
+    hu[0, 0, 0] = seed
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.GetImageFromArray(hu), str(path))
+    return path
+
+
+def batch(inputs: list[Path], out: Path, model: Any = None, *, want: Outputs = QUICK, **options: Any) -> list[Any]:
+    """Predict inputs with a network that sees brightness."""
+    return list(predict_files(Predictor(model or Bright()), inputs, out, outputs=want, **options))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def complete(data: Dataset, k: int) -> None:
+    """Give a CT image what highdicom's converter to enhanced files asks for."""
+    data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL", "NONE"]
+    data.StudyDate = data.ContentDate = data.AcquisitionDate = "20200101"
+    data.StudyTime = data.ContentTime = data.AcquisitionTime = "000000"
+    data.PatientSex, data.StudyID, data.AccessionNumber, data.ReferringPhysicianName = "O", "1", "1", ""
+    data.Manufacturer, data.PositionReferenceIndicator, data.RescaleType = "svd-hub", "", "HU"
+    data.KVP, data.AcquisitionNumber, data.PatientPosition = "120", "1", "HFS"

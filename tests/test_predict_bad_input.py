@@ -125,8 +125,8 @@ WRONG = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_what_is_refused_is_refused_with_a_word(tmp_path: Path, nets: dict[str, Any], kind: str) -> None:
-    path = wrong(kind, tmp_path)
-    for task in TASKS:
+    path, number = wrong(kind, tmp_path), list(WRONG).index(kind)
+    for task in TASKS if number % 4 == 0 else [TASKS[number % 3]]:  # they share the reading: one each, and some in all
         code, printed, errors = command("predict", nets[task], path, "--out", tmp_path / task)
         import re
 
@@ -178,7 +178,8 @@ ODD = {
 @pytest.mark.parametrize("kind", ODD)
 def test_what_is_odd_is_run_and_said(tmp_path: Path, nets: dict[str, Any], kind: str, task: str) -> None:
     path = odd(kind, tmp_path)
-    code, printed, errors = command("predict", nets[task], path, "--out", tmp_path / "out", "--json")
+    more = ["--key-slice", "1"] if task == "detection" and kind != "20:1" else []
+    code, printed, errors = command("predict", nets[task], path, "--out", tmp_path / "out", "--json", *more)
     assert (code, errors) == (0, "")
     facts = json.loads(printed)
     assert any(ODD[kind] in note for note in facts["notes"]) or not ODD[kind]

@@ -1,156 +1,27 @@
-"""From boxes on slices to findings: scaled back, merged in chains, told in pixels and mm, the same in every file."""
+"""From slices to findings: scaled back, told in pixels and mm, the same in every file."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import highdicom
 import numpy as np
-import pydicom
 import pytest
 import torch
-from helpers_detection import iou_of
-from helpers_volume import AXES, AXIAL, CORONAL, OBLIQUE, make_series
-from torch import Tensor, nn
+from helpers_spots import HU, SPACING, Spots, lesion_series
+from helpers_volume import AXES
 
 import svd_hub
-from svd_hub import Inference, Predictor, Preprocess
+from svd_hub import Predictor, Preprocess
 from svd_hub.errors import OptionError
-from svd_hub.models.detection import Detections
 from svd_hub.predict import Detection, Outputs
-from svd_hub.predict.detect import merged, table
 from svd_hub.predict.outputs import write
 from svd_hub.volume import Volume, read
 
 rng = np.random.default_rng(0)
-
-
-def rows_on(planes: list[int], count: int, labels: int, seed: int) -> dict[int, np.ndarray]:
-    """Random boxes, many of which overlap those of the next slice."""
-    g = np.random.default_rng(seed)
-    found = {}
-    for plane in planes:
-        low = g.integers(0, 6, (g.integers(0, count), 2)) * 4 + g.random((1, 2)) * 3
-        boxes = np.concatenate([low, low + 8], 1)
-        rest = np.stack([g.permutation(1000)[: len(low)] / 1000 + plane * 1e-6, g.integers(0, labels, len(low))], 1)
-        found[plane] = np.concatenate([boxes, rest], 1)
-    return found
-
-
-def chains(boxes: dict[int, np.ndarray], planes: list[int], iou: float) -> list[list[tuple[int, int]]]:
-    """The rule of `merged` in plain loops: lists of (plane, number of the box)."""
-    free = {(p, k) for p in planes for k in range(len(boxes[p]))}
-    found = []
-    for p, k in sorted(free, key=lambda at: -boxes[at[0]][at[1]][4]):
-        if (p, k) not in free:
-            continue
-        free.remove((p, k))
-        chain = [(p, k)]
-        for step in (-1, 1):
-            here, at = (p, k), planes.index(p) + step
-            while 0 <= at < len(planes):
-                last = boxes[here[0]][here[1]]
-                there = [
-                    (iou_of(last[:4], boxes[q][j][:4]), -j)
-                    for q, j in free
-                    if q == planes[at] and boxes[q][j][5] == last[5]
-                ]
-                if not there or max(there)[0] < iou:
-                    break
-                here = (planes[at], -max(there)[1])
-                free.remove(here)
-                chain.append(here)
-                at += step
-        found.append(sorted(chain))
-    return found
-
-
-@pytest.mark.parametrize("seed", range(25))
-def test_merging_is_its_plain_statement(seed: int) -> None:
-    planes = [0, 2, 5, 7, 9, 12]
-    boxes, iou = rows_on(planes, 9, 1 + seed % 3, seed), (0.2, 0.5, 0.9, 1.0)[seed % 4]
-    classes = ["a", "b", "c"]
-    found = merged(boxes, planes, classes, iou=iou)
-    expected = chains(boxes, planes, iou)
-    assert len(found) == len(expected)
-    for one, chain in zip(found, expected, strict=True):
-        members = {p: boxes[p][k] for p, k in chain}
-        best = max(members, key=lambda p: members[p][4])
-        assert (one.plane, one.score) == (best, members[best][4])
-        assert one.label == classes[int(members[best][5])]
-        assert one.planes == (min(members), max(members))
-        assert one.boxes == {p: tuple(row[:4]) for p, row in members.items()}
-        sides = np.array([row[:4] for row in members.values()])
-        assert one.extent == (*sides[:, :2].min(0), *sides[:, 2:].max(0))
-    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
-    assert sum(len(one.boxes) for one in found) == sum(map(len, boxes.values())), "each box is in one chain"
-
-
-def test_a_chain_ends_where_a_slice_has_no_such_box() -> None:
-    box = [10.0, 10.0, 30.0, 30.0]
-    boxes = {k: np.array([[*box, 0.5 + k / 100, 0.0]]) for k in range(6)}
-    boxes[2] = np.array([[*box, 0.9, 1.0]])
-    boxes[4] = np.zeros((0, 6))
-    found = merged(boxes, list(range(6)), ["a", "b"], iou=0.5)
-    assert [(one.label, one.planes) for one in found] == [("b", (2, 2)), ("a", (5, 5)), ("a", (3, 3)), ("a", (0, 1))]
-
-
-def test_boxes_are_scaled_back_and_weak_ones_left_out() -> None:
-    boxes = torch.tensor([[2.0, 3.0, 8.0, 12.0], [0.0, 0.0, 1.0, 1.0], [4.0, 4.0, 6.0, 9.0]])
-    found = table(Detections(boxes, torch.tensor([0.9, 0.1, 0.0999]), torch.tensor([1, 0, 1])), (2.0, 3.0), 0.1)
-    assert found[0].tolist() == [1.0, 1.0, 4.0, 4.0, pytest.approx(0.9), 1.0]
-    assert len(found) == 2
-    assert found.dtype == np.float64
-
-
-# ---- a detector that sees brightness -------------------------------------------------------------------------------
-
-
-class Spots(nn.Module):
-    """Finds the bright pixels of the key slice: one box around all of them, its label by their brightness."""
-
-    task = "detection"
-
-    def __init__(self, side: int | None = None, modality: str = "CT") -> None:
-        super().__init__()
-        self.entry = dataclasses.replace(
-            svd_hub.get_entry("unet3d18w16_ctorgans"), name="spots", classes=("dim", "glaring"), metrics=()
-        )
-        self.preprocess = Preprocess(modality=modality)
-        self.inference = Inference(slices=3 if modality == "RGB" else 9, side=side)
-        self.options = {"num_classes": 2}
-        self.seen: list[tuple[int, ...]] = []
-
-    def forward(self, x: Tensor) -> list[Detections]:
-        self.seen.append(tuple(x.shape))
-        key = x[0, 0, x.shape[2] // 2]
-        at = (key > 200).nonzero()
-        if not len(at):
-            return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))]
-        (y0, x0), (y1, x1) = at.min(0).values.tolist(), (at.max(0).values + 1).tolist()
-        high = float(key.max())
-        boxes = torch.tensor([[x0, y0, x1, y1]], dtype=torch.float32)
-        return [Detections(boxes, torch.tensor([min(1.0, high / 1000)]), torch.tensor([int(high > 800)]))]
-
-
-SHAPE, SPACING = (13, 20, 26), (2.5, 0.8, 0.7)
-LESION = (slice(4, 8), slice(5, 9), slice(12, 20))
-
-
-def scan() -> np.ndarray:
-    """HU (D, H, W) with one lesion, brightest on plane 5."""
-    hu = rng.integers(-100, 50, SHAPE).astype(np.int16)
-    hu[LESION] = 600
-    hu[5][LESION[1:]] = 700
-    return hu
-
-
-HU = scan()
 
 
 def test_one_lesion_is_one_finding() -> None:
@@ -227,110 +98,6 @@ def test_rows_lie_on_the_input_under_every_turn(axes: str) -> None:
             assert (place > 200).sum() == (y1 - y0) * (x1 - x0)
             assert row["slices"] == [low[0], high[0]]
     assert points.shape == (8, 3)
-
-
-def lesion_series(folder: Path, orientation: tuple[float, ...] = AXIAL, **options: Any) -> list[Path]:
-    return make_series(folder, (HU + 1024).astype(np.uint16), spacing=SPACING, orientation=orientation, **options)
-
-
-def regions(result: Detection) -> list[tuple[pydicom.Dataset, np.ndarray]]:
-    """The image and the ring of each finding of the DICOM object, read by highdicom."""
-    from svd_hub.predict import dicom_out
-
-    content, _ = dicom_out.report(result)
-    document = highdicom.sr.srread(io.BytesIO(content))
-    images = {}
-    for source in result.volume.sources:
-        data = pydicom.dcmread(source.path)
-        images[data.SOPInstanceUID] = data
-    found = []
-    for group in document.content.get_planar_roi_measurement_groups():
-        region = group.roi
-        uid = region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
-        found.append((images[uid], region.value))
-    return found
-
-
-@pytest.mark.parametrize(
-    "orientation", [AXIAL, (-1, 0, 0, 0, -1, 0), (1, 0, 0, 0, -1, 0), (-1, 0, 0, 0, 1, 0), OBLIQUE]
-)
-def test_the_structured_report_puts_the_box_on_the_lesion(tmp_path: Path, orientation: tuple[float, ...]) -> None:
-    lesion_series(tmp_path, orientation)
-    ((data, ring),) = regions(Predictor(Spots())(tmp_path))
-    inside = np.argwhere(data.pixel_array.astype(int) - 1024 > 200)
-    assert len(inside) == 32
-    assert ring[:, 0].min() == inside[:, 1].min()
-    assert ring[:, 0].max() == inside[:, 1].max() + 1
-    assert ring[:, 1].min() == inside[:, 0].min()
-    assert ring[:, 1].max() == inside[:, 0].max() + 1
-    assert (data.pixel_array.max() - 1024) == 700
-    assert (ring[0] == ring[-1]).all()
-
-
-@pytest.mark.parametrize("pixels", [(1, 0), (-1, 0), (0, 1), (-0.5, 0.25)])
-def test_a_tilted_gantrys_boxes_lie_on_its_images(tmp_path: Path, pixels: tuple[float, float]) -> None:
-    """In the report and in the rows alike."""
-    step = np.array([pixels[1] * 0.7, pixels[0] * 0.8, 2.5])
-    lesion_series(tmp_path, positions=[k * step for k in range(13)])
-    result = Predictor(Spots())(tmp_path)
-    ((data, ring),) = regions(result)
-    inside = np.argwhere(data.pixel_array.astype(int) - 1024 > 200)
-    (y0, x0), (y1, x1) = inside.min(0), inside.max(0) + 1
-    off = 0.0 if float(pixels[0]).is_integer() else 1.0
-    assert np.allclose([*ring.min(0), *ring.max(0)], [x0, y0, x1, y1], atol=off + 1e-6)
-    (row,) = result.rows()
-    assert np.allclose(row["box_px"], [x0, y0, x1, y1], atol=off + 1e-3)
-    assert row["slice"] == 5
-
-
-def test_a_report_of_nothing_and_of_slices_that_are_not_axial(tmp_path: Path) -> None:
-    lesion_series(tmp_path / "axial")
-    lesion_series(tmp_path / "coronal", CORONAL)
-    predictor = Predictor(Spots())
-    for kind, planes, why in (
-        ("axial", [0], "nothing was found"),
-        ("coronal", None, "the input's slices are not axial"),
-    ):
-        out = tmp_path / f"{kind} out"
-        out.mkdir()
-        notes = write(predictor(tmp_path / kind, planes=planes), out, predictor.preprocess, Outputs())
-        assert any(f"no findings.dcm: {why}" in note for note in notes)
-        assert sorted(p.name for p in out.iterdir()) == ["findings.csv", "picture.png", "result.json"]
-
-
-def test_a_finding_on_a_slice_that_was_filled_in(tmp_path: Path) -> None:
-    paths = lesion_series(tmp_path / "in")
-    paths[5].unlink()
-    result = Predictor(Spots())(tmp_path / "in", missing="fill", planes=[5])
-    assert result.findings[0].plane == 5
-    (tmp_path / "out").mkdir()
-    (note,) = write(result, tmp_path / "out", Preprocess(), Outputs(picture=False))
-    assert note.startswith("no findings.dcm: 1 finding(s) lie on slices that were filled in: no image shows them")
-    hu = HU.copy()
-    hu[9:12, 2:6, 2:6] = 900
-    series = make_series(tmp_path / "two", (hu + 1024).astype(np.uint16), spacing=SPACING)
-    series[10].unlink()
-    result = Predictor(Spots())(tmp_path / "two", missing="fill", planes=[5, 10])
-    assert len(result.findings) == 2
-    assert len(regions(result)) == 1
-
-
-def test_an_enhanced_files_frame_is_named(tmp_path: Path) -> None:
-    from highdicom.legacy import LegacyConvertedEnhancedCTImage
-    from test_predict_grids import complete
-
-    paths = lesion_series(tmp_path / "single", edit=complete)
-    made = LegacyConvertedEnhancedCTImage([pydicom.dcmread(p) for p in reversed(paths)], "1.2.9", 9, "1.2.9.1", 1)
-    made.save_as(tmp_path / "all.dcm")
-    from svd_hub.predict import dicom_out
-
-    content, _ = dicom_out.report(Predictor(Spots())(tmp_path / "all.dcm"))
-    (group,) = highdicom.sr.srread(io.BytesIO(content)).content.get_planar_roi_measurement_groups()
-    reference = group.roi.ContentSequence[0].ReferencedSOPSequence[0]
-    frame = made.pixel_array[int(reference.ReferencedFrameNumber) - 1].astype(int) - 1024
-    ring = group.roi.value
-    assert frame.max() == 700
-    assert frame[int(ring[0, 1]) : int(ring[2, 1]), int(ring[0, 0]) : int(ring[2, 0])].min() == 700
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

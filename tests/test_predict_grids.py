@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +12,25 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-import torch
-from helpers_predict import Bright, blob
+from helpers_masks import ABOVE, BLOB, INSIDE, SPACING, STORED, check_mask, check_seg, run
+from helpers_predict import Bright, complete
 from helpers_volume import (
     AXIAL,
     CORONAL,
     OBLIQUE,
     SAGITTAL,
     compress,
-    dice,
     make_series,
     rotation,
     save,
 )
 from nibabel.orientations import axcodes2ornt
-from pydicom.dataset import Dataset
-from torch import Tensor
 
 from svd_hub import Inference, Predictor
-from svd_hub.predict import Outputs, predict_files
+from svd_hub.predict import predict_files
 
-BLOB, INSIDE = blob()
-STORED = (BLOB + 1024).astype(np.uint16)
-ABOVE = 500  # HU: what is brighter is the blob
-SPACING = (2.5, 0.8, 0.7)
 CODES = [a + b + c for a in "LRAPSI" for b in "LRAPSI" for c in "LRAPSI"
          if len({"LR" if x in "LR" else "AP" if x in "AP" else "SI" for x in (a, b, c)}) == 3]  # fmt: skip
-
-
-def run(path: Path, out: Path, model: Any = None, *, mask: str = "nii.gz", **options: Any) -> Path:
-    """Predict one input; return the folder of its result."""
-    want = Outputs(mask=mask, picture=False)
-    (case,) = predict_files(Predictor(model or Bright(ABOVE)), [path], out, outputs=want, **options)
-    assert case.state == "done", case.error
-    return out / case.name
 
 
 def straight() -> nibabel.Nifti1Image:
@@ -94,52 +77,6 @@ def test_every_format_of_an_oblique_volume(tmp_path: Path, ending: str, source: 
 
 
 # ---- DICOM ---------------------------------------------------------------------------------------------------------
-
-
-def bright(data: Dataset) -> np.ndarray:
-    return data.pixel_array.astype(int) * int(data.RescaleSlope) + int(data.RescaleIntercept) > ABOVE
-
-
-def check_mask(folder: Path, result: Path, exact: bool = True) -> None:
-    """The written volume, asked for by SimpleITK where each pixel of each image lies in the patient."""
-    mask = sitk.ReadImage(str(result / "mask.nii.gz"))
-    found, truth = [], []
-    for path in sorted(folder.rglob("*.dcm")):
-        data = pydicom.dcmread(path)
-        row, column = np.reshape(data.ImageOrientationPatient, (2, 3)).astype(float)
-        origin = np.array(data.ImagePositionPatient, float)
-        down, right = map(float, data.PixelSpacing)
-        inside = bright(data)
-        for y, x in np.ndindex(inside.shape):
-            if y % 2 or inside[y, x]:
-                point = origin + x * right * row + y * down * column
-                index = mask.TransformPhysicalPointToIndex(point.tolist())
-                there = all(0 <= i < n for i, n in zip(index, mask.GetSize(), strict=True))
-                found.append(there and mask[index] == 1)
-                truth.append(inside[y, x])
-    assert sum(truth) > 50
-    if exact:
-        assert found == truth
-    else:
-        assert dice(np.array(found), np.array(truth)) > 0.85
-
-
-def check_seg(folder: Path, result: Path, exact: bool = True) -> None:
-    """The DICOM object, read by highdicom image by image, by the UIDs it refers to."""
-    seg = highdicom.seg.segread(result / "mask.dcm")
-    files = {str(data.SOPInstanceUID): data for data in map(pydicom.dcmread, sorted(folder.rglob("*.dcm")))}
-    referred = [uid for _, _, uid in seg.get_source_image_uids()]
-    assert set(referred) <= set(files)
-    masks = seg.get_pixels_by_source_instance(referred, ignore_spatial_locations=True)
-    assert masks.shape[-1] == 1
-    found, truth = masks[..., 0] > 0, np.stack([bright(files[uid]) for uid in referred])
-    assert truth.any()
-    assert (found == truth).all() if exact else dice(found, truth) > 0.85
-    one = next(iter(files.values()))
-    for name in ("PatientID", "PatientName", "StudyInstanceUID", "FrameOfReferenceUID"):
-        assert getattr(seg, name) == getattr(one, name)
-    assert seg.SeriesInstanceUID != one.SeriesInstanceUID
-    assert [item.SegmentLabel for item in seg.SegmentSequence] == ["blob"]
 
 
 @pytest.mark.parametrize(
@@ -205,16 +142,6 @@ def test_compressed_images(tmp_path: Path, kind: str) -> None:
     check_seg(tmp_path / "plain", result)
 
 
-def complete(data: Dataset, k: int) -> None:
-    """What highdicom's converter asks of a CT image."""
-    data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL", "NONE"]
-    data.StudyDate = data.ContentDate = data.AcquisitionDate = "20200101"
-    data.StudyTime = data.ContentTime = data.AcquisitionTime = "000000"
-    data.PatientSex, data.StudyID, data.AccessionNumber, data.ReferringPhysicianName = "O", "1", "1", ""
-    data.Manufacturer, data.PositionReferenceIndicator, data.RescaleType = "svd-hub", "", "HU"
-    data.KVP, data.AcquisitionNumber, data.PatientPosition = "120", "1", "HFS"
-
-
 @pytest.mark.parametrize("order", [1, -1])
 def test_one_enhanced_file(tmp_path: Path, order: int) -> None:
     from highdicom.legacy import LegacyConvertedEnhancedCTImage
@@ -247,108 +174,6 @@ def test_dicom_and_nifti_of_one_series_give_the_same(tmp_path: Path, orientation
     assert (one.labels == other.labels).all()
     assert len(np.unique(one.labels)) > 2
     assert one.volume.grid.is_like(other.volume.grid, tolerance=1e-3)
-
-
-# ---- what DICOM objects cannot be made of --------------------------------------------------------------------------
-
-
-def notes_of(result: Path) -> str:
-    return (result / "result.json").read_text()
-
-
-def test_nothing_found_is_no_object_and_says_so(tmp_path: Path) -> None:
-    make_series(tmp_path / "in", STORED)
-    result = run(tmp_path / "in", tmp_path / "out", Bright(5000.0))
-    assert not (result / "mask.dcm").exists()
-    assert "no mask.dcm: no voxel has a class" in notes_of(result)
-    assert sitk.GetArrayFromImage(sitk.ReadImage(str(result / "mask.nii.gz"))).max() == 0
-
-
-class Band(Bright):
-    """Class 1 where the value is near `above`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        logit = 40 - (x[:, :1] - self.above).abs()
-        return torch.cat((-logit, logit), 1)
-
-
-def test_a_class_on_filled_slices_alone(tmp_path: Path) -> None:
-    """Between 176 and 1376 HU lies 776, on the slice that no image shows."""
-    stored = STORED.copy()
-    stored[INSIDE] = 900
-    stored[3, 4:8, 4:8], stored[5, 4:8, 4:8] = 1200, 2400
-    make_series(tmp_path / "in", stored)[4].unlink()
-    result = run(tmp_path / "in", tmp_path / "out", Band(776.0, window=(-1000.0, 2000.0)), missing="fill")
-    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(result / "mask.nii.gz")))
-    assert mask[4, 4:8, 4:8].all()
-    assert mask.sum() == 16
-    assert not (result / "mask.dcm").exists()
-    assert "no mask.dcm: no voxel has a class" in notes_of(result)
-
-
-@pytest.mark.parametrize("names", [
-    ("SOPInstanceUID",), ("StudyInstanceUID",), ("FrameOfReferenceUID",), ("SOPClassUID", "SOPInstanceUID"),
-    ("PatientName", "PatientID", "PatientBirthDate"), ("StudyInstanceUID", "FrameOfReferenceUID"),
-])  # fmt: skip
-def test_identifiers_that_were_emptied(tmp_path: Path, names: tuple[str, ...]) -> None:
-    """As some anonymisers leave them: the object is made all the same, and the notes say what is new."""
-
-    def emptied(data: Dataset, k: int) -> None:
-        data.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{k + 1}"
-        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
-        for name in names:
-            if k % 2:
-                delattr(data, name)
-            else:
-                setattr(data, name, "")
-
-    def edit(data: Dataset, k: int) -> None:
-        emptied(data, 0 if len(names) == 1 and names[0] == "FrameOfReferenceUID" else k)
-        data.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{k + 1}"
-
-    paths = make_series(tmp_path / "raw", STORED)
-    (tmp_path / "in").mkdir()
-    for k, path in enumerate(paths):
-        data = pydicom.dcmread(path)
-        edit(data, k)
-        data.save_as(tmp_path / "in" / path.name, enforce_file_format=False)
-    result = run(tmp_path / "in", tmp_path / "out")
-    assert (result / "mask.dcm").exists(), notes_of(result)
-    seg = highdicom.seg.segread(result / "mask.dcm")
-    assert seg.pixel_array.sum() == INSIDE.sum()
-    if not names[0].startswith("Patient"):
-        assert "have no" in notes_of(result)
-
-
-def test_files_without_a_preamble(tmp_path: Path) -> None:
-    """Read with a word, and referred to as well."""
-    for path in make_series(tmp_path / "raw", STORED):
-        (tmp_path / "in").mkdir(exist_ok=True)
-        data = pydicom.dcmread(path)
-        with (tmp_path / "in" / path.name).open("wb") as file:
-            pydicom.dcmwrite(file, Dataset(data), implicit_vr=False, little_endian=True, enforce_file_format=False)
-    assert (tmp_path / "in" / "0000.dcm").read_bytes()[128:132] != b"DICM"
-    result = run(tmp_path / "in", tmp_path / "out")
-    assert (result / "mask.dcm").exists(), notes_of(result)
-
-
-@pytest.mark.parametrize("edit", [
-    lambda data, k: setattr(data, "StudyDate", "not a date"),
-    lambda data, k: setattr(data, "PatientBirthDate", "99999999"),
-    lambda data, k: setattr(data, "PatientName", "=" * 8),
-    lambda data, k: setattr(data, "PatientSex", "UNKNOWN AND TOO LONG FOR ITS VR"),
-    lambda data, k: setattr(data, "SpecificCharacterSet", "ISO_IR 999"),
-    lambda data, k: setattr(data, "StudyInstanceUID", "not.a.uid"),
-    lambda data, k: setattr(data, "AccessionNumber", "x" * 300),
-])  # fmt: skip
-def test_odd_headers_cost_the_object_at_most(tmp_path: Path, edit: Callable[[Dataset, int], None]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom says what is wrong with the values
-        make_series(tmp_path / "in", STORED, edit=edit)
-    result = run(tmp_path / "in", tmp_path / "out")
-    assert (result / "mask.nii.gz").exists()
-    if not (result / "mask.dcm").exists():
-        assert "no mask.dcm: no DICOM Segmentation can be made" in notes_of(result)
 
 
 # ---- arrays in files -----------------------------------------------------------------------------------------------
