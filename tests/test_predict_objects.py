@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
-from helpers_masks import INSIDE, STORED, run
+from helpers_masks import ABOVE, INSIDE, STORED, run
 from helpers_predict import Bright
 from helpers_volume import (
     make_series,
@@ -117,3 +119,47 @@ def test_odd_headers_cost_the_object_at_most(tmp_path: Path, edit: Callable[[Dat
     assert (result / "mask.nii.gz").exists()
     if not (result / "mask.dcm").exists():
         assert "no mask.dcm: no DICOM Segmentation can be made" in notes_of(result)
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [(None, "Plain^Name"), ("ISO_IR 100", "Müller^Jürgen"), ("ISO_IR 192", "山田^太郎"),
+     (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"), ("GB18030", "Wang^XiaoDong=王^小东=")],
+)  # fmt: skip
+def test_names_in_any_character_set(tmp_path: Path, charset: Any, name: str) -> None:
+    """The patient keeps the name, and a class one of its own letters."""
+
+    def named(data: Dataset, k: int) -> None:
+        if charset:
+            data.SpecificCharacterSet = charset
+        data.PatientName = name
+
+    make_series(tmp_path / "in", STORED, edit=named)
+    model = Bright(ABOVE)
+    model.entry = dataclasses.replace(model.entry, classes=("background", "肝臓 (Größe)"))
+    result = run(tmp_path / "in", tmp_path / "out", model)
+    seg = highdicom.seg.segread(result / "mask.dcm")
+    assert str(seg.PatientName).rstrip("=") == name.rstrip("=")
+    assert seg.SegmentSequence[0].SegmentLabel == "肝臓 (Größe)"
+
+
+def test_codes_are_those_of_snomed() -> None:
+    """As pydicom's copy of DICOM PS3.16 has them; other classes have a code of their own, none another's."""
+    from pydicom.sr import _concepts_dict
+
+    from svd_hub.predict import codes
+
+    known: dict[str, str] = {}
+    for table in _concepts_dict.concepts["SCT"].values():
+        for code, (meaning, _) in table.items():
+            known[code] = f"{known.get(code, '')}; {meaning}".lower()
+    for name in (*codes._SCT, *codes._ABNORMAL):
+        found = codes.code_of(name)
+        assert found.scheme == "SCT"
+        assert found.abnormal == (name in codes._ABNORMAL)
+        assert found.meaning.lower() in known.get(found.value, found.meaning.lower()), name
+    assert sum(codes.code_of(name).value in known for name in codes._SCT) >= 14
+    assert codes.code_of("Urinary Bladder").value == codes.code_of("urinary_bladder").value
+    own = [codes.code_of(f"left_upper_lobe_of_the_lung_{k}") for k in range(3)]
+    assert len({code.value for code in own}) == 3
+    assert {code.scheme for code in own} == {"99SVDHUB"}

@@ -48,4 +48,4 @@ def code_of(name: str) -> Code:
         return Code(_SCT[key][0], "SCT", _SCT[key][1])
     if key in _ABNORMAL:
         return Code(_ABNORMAL[key][0], "SCT", _ABNORMAL[key][1], abnormal=True)
-    return Code(key[:16] or "class", OWN_SCHEME, name[:64] or "class")
+    return Code(key[:64] or "class", OWN_SCHEME, name[:64] or "class")

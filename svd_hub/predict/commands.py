@@ -44,15 +44,15 @@ def predict(
     Masks come back on the input's own grid. Run it again after a stop: what is there is not made again. Exit code 1
     where an input failed.
     """
-    from .files import predict_files
-    from .outputs import RESULT, Outputs
-    from .places import find_inputs, refuse_out_inside
-
-    want = Outputs(mask=mask, dicom=dicom, picture=picture)
-    options: dict[str, Any] = {"series": _series(series), "missing": "fill" if fill_gaps else None}
-    options |= {"point": _point(point), "planes": key_slice or None, "least_score": least_score, "most": most}
     failed = 0
     try:
+        from .files import predict_files
+        from .outputs import RESULT, Outputs
+        from .places import find_inputs, refuse_out_inside
+
+        want = Outputs(mask=mask, dicom=dicom, picture=picture)
+        options: dict[str, Any] = {"series": _series(series), "missing": "fill" if fill_gaps else None}
+        options |= {"point": _point(point), "planes": key_slice or None, "least_score": least_score, "most": most}
         found = find_inputs(inputs, each=each)
         refuse_out_inside(out, inputs)
         predictor = _predictor(entry, device, dtype, accept_licence=accept_licence)

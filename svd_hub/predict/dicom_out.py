@@ -23,6 +23,7 @@ from .codes import OWN_SCHEME, Code, code_of
 from .results import RESEARCH_USE, Detection, Finding, Prediction, Segmentation, on_input
 
 EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+UTF_8 = "ISO_IR 192"
 SERIES_NUMBER = 7001  # far from what scanners give
 _OF_A_REPORT = ("series_instance_uid", "series_number", "sop_instance_uid", "instance_number", "manufacturer")
 _PROCEDURES = {
@@ -180,6 +181,9 @@ def _headers(volume: Volume) -> tuple[list[Any], list[str]]:
         headers = [pydicom().dcmread(path, stop_before_pixels=True, force=True) for path in _paths(volume)]
     except OSError:
         raise VolumeError("a file of the input can no longer be read. Next: leave the folder as it is") from None
+    for header in headers:
+        header.decode()  # a name in Japanese or Korean character sets, and our own class names, go into one object
+        header.SpecificCharacterSet = UTF_8
     return headers, _mend(headers)
 
 
@@ -277,5 +281,6 @@ def _concept(hd: Any, code: Code) -> Any:
 
 def _bytes(dataset: Any) -> bytes:
     file = io.BytesIO()
+    dataset.SpecificCharacterSet = UTF_8
     dataset.save_as(file)
     return file.getvalue()

@@ -64,8 +64,11 @@ def _inputs_in(place: Path, *, each: bool) -> list[Path]:
 
 
 def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _is_image(path: Path) -> bool:
@@ -73,7 +76,7 @@ def _is_image(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        return path.name.lower().endswith(ENDINGS) or _is_dicom(path) or is_picture(path)
+        return is_picture(path) or path.name.lower().endswith(ENDINGS) or _is_dicom(path)
     except OSError:
         return True
 
