@@ -3,7 +3,8 @@
     python examples/demo.py [--data PATH] [--out DIR]
 
 PATH: a NIfTI file, a folder with one DICOM series, or a folder of nodule crops (nodules.csv, images/, masks/). A CT is
-segmented too: liver, spleen, kidneys. Without it the demo uses images that come inside scikit-image, pydicom and nibabel. images.py reads them.
+segmented too: liver, spleen, kidneys. Without PATH the demo uses images that come inside scikit-image, pydicom and
+nibabel. images.py reads them.
 """
 
 from __future__ import annotations
