@@ -1,4 +1,4 @@
-"""python benchmarks/memory.py: how much memory a volume takes, by its length; nothing of it may grow.
+"""python benchmarks/memory_volume.py: how much memory a volume takes, by its length; nothing of it may grow.
 
 Volumes of 250, 500 and 1,000 slices of 512 x 512 are written to the disk (up to 3 GB at a time, in the folder of
 temporary files), and each is treated by a process of its own: read, gone through plane by plane, and a mask written.
@@ -164,7 +164,7 @@ def main() -> None:
         print(name, results[name]["beyond_imports_mb"], file=sys.stderr)
     from facts import keep  # not before: it imports torch
 
-    keep("memory", {"slice": [SIDE, SIDE], "volume": results})
+    keep("memory_volume", {"slice": [SIDE, SIDE], "volume": results})
 
 
 if __name__ == "__main__":
