@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_boxes import Boxes, overlap, scene
+from helpers_scenes import Boxes, overlap, scene
 
 from svd_hub.errors import OptionError
 from svd_hub.training.evaluation import average_precision

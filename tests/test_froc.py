@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_boxes import Boxes, overlap, scene
+from helpers_scenes import Boxes, overlap, scene
 from scipy.interpolate import interp1d
 
 from svd_hub.errors import OptionError
