@@ -196,6 +196,20 @@ def test_recipes_are_apart(folder: Path) -> None:
     put(folder, "none", 0, 0.85, recipe="resnet3d18w16_lidc")
     assert line(compare("table4", folder), "scratch", "resnet3d18w16_lidc").runs == 1
     assert line(compare("table4", folder), "scratch", "resnet3d18_lidc").runs == 3
+    for seed in (1, 2):
+        put(folder, "none", seed, 0.85 + seed / 100, recipe="resnet3d18w16_lidc")
+    assert line(compare("table4", folder), "scratch", "resnet3d18w16_lidc").p is None, "its own arm was not run"
+
+
+def test_detectors_go_by_the_run_they_start_from(tmp_path: Path) -> None:
+    """An absolute place of the pre-training is the same start; the differences are those of what is printed."""
+    run = put(tmp_path, "/data/runs/coco_resnet3d18/model.safetensors", 0, 0, recipe="deeplesion_resnet3d18")
+    row = {"epoch": 23, "val/froc": 0.83766, "val/froc_0.5": 0.7, "val/froc_4": 0.9}
+    (run / "log.jsonl").write_text(json.dumps(row) + "\n")
+    cells = line(compare("table6", tmp_path), "ResNet3D-18, SVD-Net (COCO)").cells
+    assert cells["mean"].difference == 0.01
+    assert cells["fp4"].difference == -0.12
+    assert cells["fp1"].here is None
 
 
 def test_what_does_not_belong_is_told(folder: Path) -> None:
