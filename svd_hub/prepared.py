@@ -22,7 +22,7 @@ class Prepared:
 
     Attributes:
         sides: (D, H, W) at the spacing and in the orientation of the rule.
-        pad: what the rule's padding becomes, in the network's units.
+        pad: what the rule's padding becomes, in the network's units: a number, or (3, 1, 1, 1) where channels differ.
         order: for each of D, H, W the axis of the array it runs along.
         orientation: where D, H, W run to.
 
@@ -48,11 +48,16 @@ class Prepared:
         d, h, w = rule.sides_of(self.view.shape, [spacing[axis] for axis in self.order], self.orientation)
         self.sides: Triple = (d, h, w)
         self.mean, self.std = self._statistics()
-        self.pad = float(self._values(_scalar(rule.padding)).flatten()[0])
+        pad = self._values(_scalar(rule.padding))
+        self.pad = pad if len(pad.unique()) > 1 else float(pad.flatten()[0])
 
     def slab(self, start: int, stop: int) -> Tensor:
         """Return the planes [start, stop) as (C, d, H, W), float32."""
         return self._values(self._sampled(start, stop)[None])
+
+    def block(self, cut: Sequence[slice]) -> Tensor:
+        """Return the voxels of a slice of each axis as (C, d, h, w), float32."""
+        return self._values(images.sample(self.view, self.sides, cut)[None])
 
     def slabs(self) -> Iterator[Tensor]:
         """Yield the windowed planes (d, H, W), before mean and std, from the first to the last."""
@@ -67,9 +72,9 @@ class Prepared:
         normal = self.rule.normalised(self.rule.windowed(x), self.mean, self.std)
         return normal.expand(self.rule.channels, *normal.shape[1:]).contiguous()
 
-    def _statistics(self) -> tuple[float, float]:
+    def _statistics(self) -> tuple[Tensor | float, Tensor | float]:
         if self.rule.statistics == "fixed":
-            return tuple(sum(v) / 3 if isinstance(v, tuple) else v for v in (self.rule.mean, self.rule.std))  # type: ignore[return-value]
+            return self.rule.of_channels(self.rule.mean), self.rule.of_channels(self.rule.std)
         count, total = 0, 0.0
         for x in self._counted():
             count, total = count + x.numel(), total + float(x.double().sum())

@@ -248,15 +248,20 @@ class Preprocess:
 
     def _statistics(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
         if self.statistics == "fixed":
-            return self._of_channels(self.mean, x), self._of_channels(self.std, x)
+            return self.of_channels(self.mean), self.of_channels(self.std)
         if self.statistics == "positive" and not len(x := x[x > 0]):
             raise nothing_positive()
         return x.mean(), x.std(unbiased=False).clamp_min(1e-6)
 
-    def _of_channels(self, value: Colours, x: Tensor) -> Tensor | float:
+    def of_channels(self, value: Colours) -> Tensor | float:
+        """Return `mean` or `std` as what (C, D, H, W) is normalised by: a number, or (3, 1, 1, 1) of three channels."""
         if not isinstance(value, tuple):
             return value
-        return x.new_tensor(value).view(1, 3, 1, 1, 1) if self.channels == 3 else sum(value) / 3
+        if self.channels != 3:
+            return sum(value) / 3
+        import torch
+
+        return torch.tensor(value).view(3, 1, 1, 1)
 
     @property
     def padding(self) -> float:

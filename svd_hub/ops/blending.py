@@ -27,11 +27,11 @@ class Slabs(Protocol):
 
     Attributes:
         sides: (D, H, W).
-        pad: the value beyond its borders.
+        pad: the value beyond its borders, or one for each channel (C, 1, 1, 1).
     """
 
     sides: Triple
-    pad: float
+    pad: float | Tensor
 
     def slab(self, start: int, stop: int) -> Tensor:
         """Return the planes [start, stop) as (C, d, H, W)."""
@@ -41,7 +41,7 @@ class Slabs(Protocol):
 class InMemory:
     """A tensor (C, D, H, W) as `Slabs`."""
 
-    def __init__(self, x: Tensor, pad: float = 0.0) -> None:
+    def __init__(self, x: Tensor, pad: float | Tensor = 0.0) -> None:
         self.x, self.pad = x, pad
         self.sides: Triple = (x.shape[1], x.shape[2], x.shape[3])
 
@@ -93,9 +93,11 @@ def blended(
         done: called with (windows done, windows in all) after each batch.
 
     Raises:
-        OptionError: a window or stride that is not allowed, or a network whose output is of another size.
+        OptionError: a window, stride or at_once that is not allowed, or a network whose output is of another size.
     """
     window, stride = _checked(window, stride)
+    if at_once < 1:
+        raise OptionError(f"at_once={at_once} is not allowed; allowed: 1 or more")
     padded = _Padded(volume, window)
     weights = importance(window, blend).to(device)
     starts = [window_starts(n, w, s) for n, w, s in zip(padded.sides, window, stride, strict=True)]
@@ -126,7 +128,7 @@ def blended(
         _move_on(counts[None], ready)
 
 
-def whole(network: Network, x: Tensor, *, pad: float = 0.0, **options: object) -> Tensor:
+def whole(network: Network, x: Tensor, *, pad: float | Tensor = 0.0, **options: object) -> Tensor:
     """Return what a network says of volumes (N, C, D, H, W), blended from windows: (N, K, D, H, W); see `blended`."""
     volumes = [torch.cat(list(blended(network, InMemory(one, pad), **options)), 1) for one in x]  # type: ignore[arg-type]
     return torch.stack(volumes)
@@ -142,12 +144,17 @@ def _checked(window: Sequence[int], stride: Sequence[int]) -> tuple[Triple, Trip
     return (window[0], window[1], window[2]), (stride[0], stride[1], stride[2])
 
 
-def _check_output(logits: Tensor, count: int, window: Triple) -> None:
-    if logits.ndim != 5 or len(logits) != count or tuple(logits.shape[2:]) != window:
-        raise OptionError(
-            f"the network made {tuple(logits.shape)} of {count} windows {window}; allowed: ({count}, K, "
-            f"{', '.join(map(str, window))}), a map of each window's size"
-        )
+def _check_output(logits: object, count: int, window: Triple) -> None:
+    if isinstance(logits, Tensor):
+        if logits.ndim == 5 and len(logits) == count and tuple(logits.shape[2:]) == window:
+            return
+        found = str(tuple(logits.shape))
+    else:
+        found = f"a {type(logits).__name__}"
+    raise OptionError(
+        f"the network made {found} of {count} windows {window}; allowed: ({count}, K, {', '.join(map(str, window))}), "
+        "a map of each window's size"
+    )
 
 
 def _move_on(planes: Tensor, count: int) -> None:
@@ -175,7 +182,11 @@ class _Padded:
         room = [(b, r - b) for b, r in zip(self.before, self.room, strict=True)]
         room[0] = (begin + self.before[0] - start, stop - end - self.before[0])
         pads = [part for pair in reversed(room) for part in pair]
-        return F.pad(inside, pads, value=self.volume.pad) if any(pads) else inside
+        if not any(pads):
+            return inside
+        if not isinstance(self.volume.pad, Tensor):
+            return F.pad(inside, pads, value=self.volume.pad)
+        return torch.where(F.pad(torch.ones_like(inside[:1]), pads) > 0, F.pad(inside, pads), self.volume.pad)
 
     def inner(self, planes: Tensor, start: int) -> Iterator[Tensor]:
         """Yield the part of (K, d, H, W), which begins at plane `start`, that is no padding, where there is any."""

@@ -17,15 +17,15 @@ _DOOR = {
     "Detection": "results",
     "Finding": "results",
     "Outputs": "outputs",
-    "find_inputs": "files",
+    "find_inputs": "places",
     "predict_files": "files",
 }
 __all__ = list(_DOOR)
 
 if TYPE_CHECKING:
-    from .files import find_inputs as find_inputs
     from .files import predict_files as predict_files
     from .outputs import Outputs as Outputs
+    from .places import find_inputs as find_inputs
     from .predictor import Predictor as Predictor
     from .results import Classification as Classification
     from .results import Detection as Detection

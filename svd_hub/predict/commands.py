@@ -29,8 +29,10 @@ def predict(
     key_slice: Annotated[
         list[int] | None, typer.Option(help="Detectors: a key slice, from 0 at the lowest; repeat.")
     ] = None,
-    least_score: Annotated[float, typer.Option(help="Detectors: leave out findings below.")] = 0.1,
-    most: Annotated[int, typer.Option(help="Detectors: findings at most.")] = 100,
+    least_score: Annotated[
+        float | None, typer.Option(help="Detectors: leave out findings below, 0.1 unless given.")
+    ] = None,
+    most: Annotated[int | None, typer.Option(help="Detectors: findings at most, 100 unless given.")] = None,
     mask: Annotated[str, typer.Option(help="Format of masks: nii.gz, nii, nrrd, mha.")] = "nii.gz",
     dicom: Annotated[bool, typer.Option(help="DICOM SEG or SR where the input is DICOM.")] = True,
     picture: Annotated[bool, typer.Option(help="A PNG of each result.")] = True,
@@ -42,20 +44,19 @@ def predict(
     Masks come back on the input's own grid. Run it again after a stop: what is there is not made again. Exit code 1
     where an input failed.
     """
-    from .files import find_inputs, predict_files
+    from .files import predict_files
     from .outputs import RESULT, Outputs
+    from .places import find_inputs, refuse_out_inside
 
     want = Outputs(mask=mask, dicom=dicom, picture=picture)
-    found = find_inputs(inputs, each=each)
-    predictor = _predictor(entry, device, dtype, accept_licence=accept_licence)
     options: dict[str, Any] = {"series": _series(series), "missing": "fill" if fill_gaps else "refuse"}
-    options["point"] = _point(point)
-    if predictor.task == "detection":
-        options |= {"planes": key_slice or None, "least_score": least_score, "most": most}
-    elif key_slice:
-        raise OptionError(f"--key-slice is for detectors; {entry} does {predictor.task}. Next: leave it out")
+    options |= {"point": _point(point), "planes": key_slice or None, "least_score": least_score, "most": most}
     failed = 0
     try:
+        found = find_inputs(inputs, each=each)
+        refuse_out_inside(out, inputs)
+        predictor = _predictor(entry, device, dtype, accept_licence=accept_licence)
+        predictor.check_arguments(**{key: options[key] for key in ("point", "planes", "least_score", "most")})
         with _bar(len(found)) as (step, done):
             run = predict_files(
                 predictor, found, out, outputs=want, names=names, overwrite=overwrite, done=done, **options
@@ -64,12 +65,12 @@ def predict(
                 step()
                 failed += case.state == "failed"
                 if case.state == "failed":
-                    typer.secho(f"{number}/{len(found)} {case.path}: failed: {case.error}", fg="red", err=True)
+                    typer.secho(_shown(f"{number}/{len(found)} {case.path}: failed: {case.error}"), fg="red", err=True)
                 elif as_json:
                     typer.echo(json.dumps(json.loads((out / case.name / RESULT).read_text())))
                 else:
                     note = "there already" if case.state == "there" else f"{sum(case.seconds.values()):.1f} s"
-                    typer.echo(f"{number}/{len(found)} {case.path} -> {out / case.name}  ({note})")
+                    typer.echo(_shown(f"{number}/{len(found)} {case.path} -> {out / case.name}  ({note})"))
                     typer.echo(_summary(json.loads((out / case.name / RESULT).read_text())))
     except KeyboardInterrupt:
         typer.echo("stopped. Next: the same command again; what is done is not done again", err=True)
@@ -84,6 +85,12 @@ def _predictor(entry: str, device: str, dtype: str, *, accept_licence: bool) -> 
     from .predictor import Predictor
 
     return Predictor(entry, device=device, dtype=dtype, accept_licence=accept_licence)
+
+
+def _shown(text: str) -> str:
+    """Return a text that any terminal can print: a file's name can be bytes of any kind, and move the cursor."""
+    seen = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(ch if ch.isprintable() or ch == "\n" else ascii(ch)[1:-1] for ch in seen)
 
 
 def _series(text: str) -> str | int | None:

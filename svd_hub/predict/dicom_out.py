@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..errors import MissingExtraError, VolumeError
+from ..errors import MissingExtraError, SvdHubError, VolumeError
+from ..metrics import counts_of
 from ..volume import Volume, memory
 from ..volume.libraries import pydicom, quiet
 from .codes import OWN_SCHEME, Code, code_of
@@ -54,16 +55,17 @@ def segmentation(result: Segmentation) -> tuple[bytes, list[str]]:
         VolumeError: the input was not DICOM, or no voxel has a class.
         MissingExtraError: highdicom or pydicom is not installed.
     """
-    hd, volume = _highdicom(), result.scan
-    headers, notes = _headers(volume)
-    used = [k for k in range(1, len(result.classes)) if result.voxels[k]]
-    if not used:
-        raise VolumeError("no voxel has a class: DICOM knows no empty segmentation. Next: use the NIfTI file")
-    planes = _planes(result, headers)
-    segments = [_segment(hd, number, result, k) for number, k in enumerate(used, start=1)]
-    for (plane,) in memory.planes(planes):  # segments are numbered without gaps, as DICOM wants
-        plane[...] = np.searchsorted(used, plane, side="left").astype(plane.dtype) + (plane > 0)
+    hd = _highdicom()
     with _refusals("DICOM Segmentation"):
+        headers, notes = _headers(result.scan)
+        planes = _planes(result, headers)
+        seen = counts_of(planes, len(result.classes))  # of the images: a slice that was filled in is none
+        used = [k for k in range(1, len(result.classes)) if seen[k]]
+        if not used:
+            raise VolumeError("no voxel has a class: DICOM knows no empty segmentation. Next: use the NIfTI file")
+        segments = [_segment(hd, number, result, k) for number, k in enumerate(used, start=1)]
+        for (plane,) in memory.planes(planes):  # segments are numbered without gaps, as DICOM wants
+            plane[...] = np.searchsorted(used, plane, side="left").astype(plane.dtype) + (plane > 0)
         made = hd.seg.Segmentation(
             source_images=headers,
             pixel_array=planes,
@@ -82,24 +84,27 @@ def report(result: Detection) -> tuple[bytes, list[str]]:
     """Return a DICOM Structured Report (TID 1500), each finding's box on its key slice with class and score, and notes.
 
     Raises:
-        VolumeError: the input was not axial DICOM.
+        VolumeError: the input was not axial DICOM, or no finding lies on an image.
         MissingExtraError: highdicom or pydicom is not installed.
     """
     hd, volume = _highdicom(), result.scan
-    headers, notes = _headers(volume)
     if volume.turn.order != (0, 1, 2):
         raise VolumeError("the input's slices are not axial: boxes do not lie on them. Next: use the JSON file's mm")
+    if not result.findings:
+        raise VolumeError("nothing was found: DICOM knows no report without a measurement. Next: use the JSON file")
     with _refusals("DICOM Structured Report"):
+        headers, notes = _headers(volume)
         regions = [_region(hd, volume, headers, one) for one in result.findings]
         groups = [
             _group(hd, number, one, region)
             for number, (one, region) in enumerate(zip(result.findings, regions, strict=True), start=1)
             if region is not None
         ]
-        if len(groups) < len(regions):
-            notes.append(
-                f"{len(regions) - len(groups)} findings are on slices that were filled in: no image shows them"
-            )
+        if lost := len(regions) - len(groups):
+            told = f"{lost} finding(s) lie on slices that were filled in: no image shows them"
+            if not groups:
+                raise VolumeError(f"{told}. Next: use the JSON file's mm")
+            notes.append(told)
         content = hd.sr.MeasurementReport(
             observation_context=hd.sr.ObservationContext(observer_device_context=_observer(hd, result)),
             procedure_reported=_concept(hd, _PROCEDURES.get(volume.modality, _PROCEDURES["CT"])),
@@ -132,8 +137,7 @@ def _region(hd: Any, volume: Volume, headers: list[Any], one: Finding) -> Any:
         return None
     source = volume.sources[number]
     header = headers[_paths(volume).index(source.path)]
-    down, right = volume.shifts[number] if volume.shifts else (0.0, 0.0)  # a tilted gantry's, which was corrected
-    ring = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]) - [right, down]
+    ring = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]])
     frames = [source.frame + 1] if int(header.get("NumberOfFrames", 0) or 0) > 1 else None
     image = hd.sr.SourceImageForRegion(header.SOPClassUID, header.SOPInstanceUID, referenced_frame_numbers=frames)
     return hd.sr.ImageRegion(
@@ -173,8 +177,7 @@ def _headers(volume: Volume) -> tuple[list[Any], list[str]]:
     if not volume.sources:
         raise VolumeError("the input is not DICOM: there are no images to refer to. Next: use the NIfTI or JSON file")
     try:
-        with quiet():
-            headers = [pydicom().dcmread(path, stop_before_pixels=True) for path in _paths(volume)]
+        headers = [pydicom().dcmread(path, stop_before_pixels=True, force=True) for path in _paths(volume)]
     except OSError:
         raise VolumeError("a file of the input can no longer be read. Next: leave the folder as it is") from None
     return headers, _mend(headers)
@@ -186,7 +189,7 @@ def _mend(headers: list[Any]) -> list[str]:
     for name, other in (("SOPClassUID", "MediaStorageSOPClassUID"), ("SOPInstanceUID", "MediaStorageSOPInstanceUID")):
         if empty := [header for header in headers if not header.get(name)]:
             for header in empty:
-                setattr(header, name, header.file_meta.get(other, ""))
+                setattr(header, name, getattr(header, "file_meta", {}).get(other, ""))
             notes.append(f"{len(empty)} images have no {name}; that of their file's own header is referred to")
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
         if empty := [header for header in headers if not header.get(name)]:
@@ -203,11 +206,16 @@ def _mend(headers: list[Any]) -> list[str]:
 
 @contextlib.contextmanager
 def _refusals(what: str) -> Iterator[None]:
-    """What highdicom finds wrong with the images' headers becomes a `VolumeError`, without the values it quotes."""
+    """What is wrong with the images' headers becomes a `VolumeError`, without the values that libraries quote.
+
+    pydicom looks at a value when it is first asked for, and a damaged one can fail in any way, and anywhere in here.
+    """
     try:
         with quiet():
             yield
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except SvdHubError:
+        raise
+    except Exception as error:
         raise VolumeError(
             f"no {what} can be made: the headers of the images lack or contradict what it needs "
             f"({type(error).__name__} in highdicom). Next: use the other files"
@@ -269,6 +277,5 @@ def _concept(hd: Any, code: Code) -> Any:
 
 def _bytes(dataset: Any) -> bytes:
     file = io.BytesIO()
-    with quiet():
-        dataset.save_as(file)
+    dataset.save_as(file)
     return file.getvalue()

@@ -1,7 +1,7 @@
 """Many inputs, one folder each: whole or not there, and what is there already is not made again.
 
 A folder is named after its input's content, not after its file, whose name often is a patient's; `names=True` asks for
-the file's. Nothing that is written holds a path. A killed run leaves a `.part-*` folder, which the next one removes.
+the file's. Nothing that is written holds a path.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import hashlib
 import json
 import os
 import platform
-import re
-import secrets
-import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,15 +21,14 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..errors import OptionError, SvdHubError, VolumeError
+from ..errors import SvdHubError
 from ..files import write_atomic
-from .inputs import is_picture
-from .outputs import RESULT, Outputs, write
+from . import folders
+from .outputs import Outputs, write
+from .places import REPORT, digest_of, names_of, refuse_out_inside, without_places
 from .predictor import Predictor
+from .results import RESEARCH_USE
 
-ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-REPORT = "run.json"
-_PART = re.compile(r"\.part-(\d+)-[0-9a-f]{8}")
 Done = Callable[[int, int], None]
 
 
@@ -54,57 +51,6 @@ class Case:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def find_inputs(places: Sequence[str | os.PathLike[str]], *, each: bool = False) -> list[Path]:
-    """Return the inputs of files and folders.
-
-    Args:
-        places: a file is an input. A folder is one DICOM input, unless it holds volume files (NIfTI, NRRD, MetaImage)
-            or pictures: then each of these is.
-        each: every folder and every image file inside a folder is an input of its own: a folder of patients' folders.
-
-    Raises:
-        VolumeError: a place that is not there, a folder with nothing in it, or one with both files and folders.
-    """
-    found: list[Path] = []
-    for place in map(Path, places):
-        if not place.exists():
-            raise VolumeError(f"{place} is not there. Next: check the path")
-        if not place.is_dir():
-            found.append(place)
-            continue
-        inside = sorted(path for path in place.iterdir() if not path.name.startswith("."))
-        folders, files = [p for p in inside if p.is_dir()], [p for p in inside if p.is_file() and _is_image(p)]
-        if not inside or (each and not folders + files):
-            raise VolumeError(f"{place} holds no image. Next: give the folder of the images")
-        whole = [path for path in files if not _is_dicom(path)]
-        if whole and folders and not each:
-            raise VolumeError(
-                f"{place} holds {len(whole)} image file(s) and {len(folders)} folder(s); allowed: one DICOM input, or "
-                "image files. Next: --each takes each of them as an input, or name those you mean"
-            )
-        found += folders + files if each else whole or [place]
-    return list(dict.fromkeys(found))
-
-
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def _is_image(path: Path) -> bool:
-    return path.name.lower().endswith(ENDINGS) or _is_dicom(path) or is_picture(path)
-
-
-def digest_of(path: Path) -> str:
-    """Return the sha256 of a file's bytes, or of all files of a folder, whatever they are called."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    parts = []
-    for file in files:
-        with file.open("rb") as opened:
-            parts.append(hashlib.file_digest(opened, "sha256").hexdigest())
-    return parts[0] if not path.is_dir() else hashlib.sha256("".join(sorted(parts)).encode()).hexdigest()
-
-
 def predict_files(
     predictor: Predictor,
     inputs: Sequence[Path],
@@ -124,159 +70,136 @@ def predict_files(
         out: the folder of the results; made where it is not there.
         outputs: which files there shall be.
         names: folders have the names of the inputs.
-        overwrite: make what is there from other weights or options again; else that is an error.
+        overwrite: make what is there from other weights or options again; else that is an error. What is no result of
+            a run is never touched.
         done: called with (steps done, steps in all) of the input at hand.
         **options: of `Predictor.__call__`.
 
     Raises:
-        OptionError: two inputs with the same name.
-        OSError: the output folder cannot be written.
+        OptionError: two inputs with the same name, or results inside an input.
+        SvdHubError: the output folder cannot be written.
     """
     want, folder = outputs or Outputs(), Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
-    called = _names(inputs) if names else [""] * len(inputs)
-    cases: list[Case] = []
+    refuse_out_inside(folder, inputs)
+    called = names_of(inputs) if names else [""] * len(inputs)
+    run = _Run(predictor, folder, want, options, len(inputs))
     for path, name in zip(inputs, called, strict=True):
         case = Case(path=path, name=name)
         try:
-            case = _one(predictor, case, folder, want, overwrite=overwrite, done=done, options=options)
-        except (SvdHubError, OSError) as error:
-            case = replace(case, error=str(error))
-        cases.append(case)
-        _write_report(folder, predictor, cases, len(inputs), want, options)
+            case = run.one(case, overwrite=overwrite, done=done)
+        except Exception as error:  # whatever it is, the next input is another
+            case = replace(case, error=_told(error, path))
+        run.keep(case)
         yield case
 
 
-def _one(
-    predictor: Predictor,
-    case: Case,
-    out: Path,
-    want: Outputs,
-    *,
-    overwrite: bool,
-    done: Done | None,
-    options: dict[str, Any],
-) -> Case:
-    digest = digest_of(case.path)
-    case = replace(case, name=case.name or digest[:12])
-    key = _key(predictor, digest, want, options)
-    target = out / case.name
-    if target.exists() and not overwrite:
-        if _key_in(target) == key:
+def _told(error: Exception, path: Path) -> str:
+    """Return an error in words; of one that nobody foresaw, only where it was: its own words could be anything."""
+    if isinstance(error, SvdHubError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{path} cannot be read: {error.strerror or type(error).__name__}. Next: check the path and its disk"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "there is not enough memory. Next: --device cpu, or a machine with more of it"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"a fault of svd-hub or of a library it uses: {type(error).__name__} in {Path(place.filename).name}, line "
+        f"{place.lineno}. Next: report this line"
+    )
+
+
+class _Run:
+    """What the cases of a run share, and its report."""
+
+    def __init__(
+        self, predictor: Predictor, out: Path, want: Outputs, options: dict[str, Any], count: int
+    ) -> None:  # fmt: skip
+        self.predictor, self.out, self.want, self.count = predictor, out, want, count
+        self.options = {key: value for key, value in options.items() if value is not None}
+        self.cases: list[Case] = []
+        self._facts = _facts(predictor, want, self.options)
+        with folders.writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            folders.sweep(out)
+        self._write()  # a folder that cannot be written is told before anything is computed
+
+    def one(self, case: Case, *, overwrite: bool, done: Done | None) -> Case:
+        """Return what came of an input."""
+        digest = digest_of(case.path)
+        case = replace(case, name=case.name or digest[:12])
+        key = hashlib.sha256(f"{self._facts}\n{digest}".encode()).hexdigest()
+        if folders.is_made(self.out / case.name, key, overwrite=overwrite):
             return replace(case, state="there")
-        raise OptionError(
-            f"{target} holds another result: of other weights, options or another input. Next: another --out, or "
-            "--overwrite"
-        )
-    result = predictor(case.path, done=done, **options)
-    part = out / f".part-{os.getpid()}-{secrets.token_hex(4)}"
-    part.mkdir()
-    try:
+        result = self.predictor(case.path, done=done, **self.options)
         started = time.perf_counter()
-        write(result, part, predictor.preprocess, want)
-        seconds = {**result.seconds, "write": round(time.perf_counter() - started, 3)}
-        write_atomic(part / "key.json", (json.dumps({"key": key, "input_sha256": digest}) + "\n").encode())
-        if target.exists():
-            shutil.rmtree(target)
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return replace(case, state="done", seconds=seconds)
+        with folders.writing(self.out), folders.unfinished(self.out) as part:
+            write(result, part, self.predictor.preprocess, self.want)
+            seconds = {**result.seconds, "write": round(time.perf_counter() - started, 3)}
+            folders.put(part, self.out / case.name, key, digest)
+        return replace(case, state="done", seconds=seconds)
+
+    def keep(self, case: Case) -> None:
+        """Add a case to the report."""
+        self.cases.append(case)
+        self._write()
+
+    def _write(self) -> None:
+        """Write `run.json`: what was run on what, with which versions, and how it went; no path, no name of a file."""
+        entry = self.predictor.entry
+        facts = {
+            "entry": entry.name,
+            "weights_sha256": self.predictor.sha256,
+            "status": entry.status,
+            "licence": entry.licence,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {"svd_hub": __version__, "python": platform.python_version(), "torch": torch.__version__},
+            "device": str(self.predictor.device),
+            "dtype": self.predictor.dtype,
+            "outputs": asdict(self.want),
+            "options": {key: value for key, value in self.options.items() if key != "series"},
+            "inputs": self.count,
+            "cases": [
+                {
+                    "result": case.name if case.state != "failed" else "",
+                    "state": case.state,
+                    "seconds": case.seconds,
+                    "error": self._kept(case),
+                }
+                for case in self.cases
+            ],
+            "use": RESEARCH_USE,
+        }
+        with folders.writing(self.out):
+            write_atomic(self.out / REPORT, (json.dumps(facts, indent=1, default=str) + "\n").encode())
+
+    def _kept(self, case: Case) -> str:
+        """Return the error of a case as the report has it: no place, and no list of series, whose UIDs name people."""
+        first = case.error.split("\n")[0].rstrip(":")
+        if "series" in self.options:
+            first = first.replace(str(self.options["series"]), "...")
+        return without_places(first, case.path, self.out)
 
 
-def _names(inputs: Sequence[Path]) -> list[str]:
-    """Return a name for each input, made of its file's: letters, digits, dots, dashes and underscores.
-
-    Raises:
-        OptionError: two are the same.
-    """
-    found = []
-    for path in inputs:
-        ending = next((end for end in sorted(ENDINGS, key=len, reverse=True) if path.name.lower().endswith(end)), "")
-        stem = path.name[: -len(ending)] if ending else path.stem if path.is_file() else path.resolve().name
-        found.append(re.sub(r"[^A-Za-z0-9_.-]+", "_", stem).lstrip(".") or "input")
-    if len(set(found)) < len(found):
-        raise OptionError("two inputs have the same name. Next: leave --names out: results are named by content then")
-    return found
-
-
-def _key(predictor: Predictor, digest: str, want: Outputs, options: dict[str, Any]) -> str:
-    """Return what tells one result from another."""
+def _facts(predictor: Predictor, want: Outputs, options: dict[str, Any]) -> str:
+    """Return all that a result follows from, beside its input."""
     facts = {
         "svd_hub": __version__,
         "entry": predictor.entry.name,
-        "weights": predictor.sha256,
+        "weights": predictor.sha256 or _fingerprint(predictor.model),
+        "options_of_the_network": predictor.model.options,
         "preprocess": asdict(predictor.preprocess),
         "inference": asdict(predictor.inference),
         "dtype": predictor.dtype,
         "outputs": asdict(want),
-        "options": {k: v for k, v in options.items() if v is not None},
-        "input": digest,
+        "options": options,
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return json.dumps(facts, sort_keys=True, default=str)
 
 
-def _key_in(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / "key.json").read_text())["key"]) if (folder / RESULT).is_file() else ""
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def _sweep(out: Path) -> None:
-    """Remove what killed runs left, not what a run that goes on is about to finish."""
-    for path in out.iterdir():
-        if (match := _PART.fullmatch(path.name)) and not _alive(int(match[1])):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(number: int) -> bool:
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _write_report(
-    out: Path, predictor: Predictor, cases: Sequence[Case], count: int, want: Outputs, options: dict[str, Any]
-) -> None:
-    """Write `run.json`: what was run on what, with which versions, and how it went; no path and no name of a file."""
-    entry = predictor.entry
-    facts = {
-        "entry": entry.name,
-        "weights_sha256": predictor.sha256,
-        "status": entry.status,
-        "licence": entry.licence,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"svd_hub": __version__, "python": platform.python_version(), "torch": torch.__version__},
-        "device": str(predictor.device),
-        "dtype": predictor.dtype,
-        "outputs": asdict(want),
-        "options": {k: v for k, v in options.items() if v is not None and k != "series"},
-        "inputs": count,
-        "cases": [
-            {
-                "result": case.name if case.state != "failed" else "",
-                "state": case.state,
-                "seconds": case.seconds,
-                "error": without_places(case.error, case.path, out),
-            }
-            for case in cases
-        ],
-        "use": "Research use. Not a medical device.",
-    }
-    write_atomic(out / REPORT, (json.dumps(facts, indent=1, default=str) + "\n").encode())
-
-
-def without_places(message: str, *places: Path) -> str:
-    """Return a message without these paths, their parts, and what follows them up to a space."""
-    for place in sorted({str(p) for path in places for p in (path, path.absolute())}, key=len, reverse=True):
-        message = re.sub(re.escape(place) + r"(?:/[^\s:;,]*)?", "the input", message)
-    for path in places:
-        if len(path.name) > 2:
-            message = message.replace(path.name, "the input")
-    return message
+def _fingerprint(model: torch.nn.Module) -> str:
+    """Return the sha256 of a network's tensors: one that was handed over in memory has no file."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

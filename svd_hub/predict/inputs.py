@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingExtraError, OptionError, VolumeError
+from ..images import read_colours
 from ..volume import Volume, read
 from ..volume.grid import CANONICAL
 
@@ -59,9 +60,9 @@ def to_volume(
     if hasattr(image, "GetSpacing"):
         return Volume.from_image(image, modality=modality)
     if not bare and _is_tensor(image):
-        array = image.detach().cpu().numpy()
+        array = _numbers(image)
         array = array[0] if array.ndim == 4 and len(array) == 1 else array
-        return Volume.from_affine(array, np.asarray(image.affine), modality=modality)
+        return Volume.from_affine(array, _numbers(image.affine), modality=modality)
     if not bare:
         raise VolumeError(
             f"a {type(image).__name__} is not allowed; allowed: a path, an array with its spacing, a SimpleITK image, "
@@ -69,12 +70,20 @@ def to_volume(
         )
     if spacing is None:
         raise VolumeError("an array needs its spacing. Next: spacing=(z, y, x) in mm, one for each of its axes")
-    array = image.detach().cpu().numpy() if _is_tensor(image) else image
+    array = _numbers(image) if _is_tensor(image) else image
     return Volume.from_array(array, spacing=spacing, axes=axes or CANONICAL, modality=modality)
 
 
 def _is_tensor(image: Any) -> bool:
     return hasattr(image, "detach") and hasattr(image, "cpu")
+
+
+def _numbers(tensor: Any) -> np.ndarray:
+    """Return a tensor of any device as an array; numpy has no bfloat16."""
+    if not _is_tensor(tensor):
+        return np.asarray(tensor)
+    plain = tensor.detach().cpu()
+    return np.asarray(plain.float() if str(plain.dtype) == "torch.bfloat16" else plain)
 
 
 def is_picture(path: Path) -> bool:
@@ -84,14 +93,16 @@ def is_picture(path: Path) -> bool:
 
 
 def to_picture(image: Any) -> np.ndarray:
-    """Return a picture (H, W, 3) of 0..255: of a path, a picture of Pillow, or an array.
+    """Return a picture (H, W, 3) of 0..255: of a path, a picture of Pillow, or an array (H, W, 3) or (H, W).
 
     Raises:
         VolumeError: no picture, or one that is too large.
         MissingExtraError: a path, and Pillow is not installed.
     """
     if not isinstance(image, str | os.PathLike):
-        return np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+        if _is_tensor(image):
+            image = _numbers(image)
+        return read_colours(image.convert("RGB") if hasattr(image, "convert") else image, video=False)[0]
     try:
         from PIL import Image
     except ImportError:
@@ -104,7 +115,9 @@ def to_picture(image: Any) -> np.ndarray:
             if opened.width * opened.height > _PIXELS:
                 raise VolumeError(f"{path} declares {opened.width} x {opened.height} pixels; allowed: {_PIXELS:,}")
             return np.asarray(opened.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except VolumeError:
+        raise
+    except Exception as error:  # a damaged picture can fail in any way
         raise VolumeError(
             f"{path} is no picture that can be read ({type(error).__name__}); these weights read photographs. "
             "Next: give a JPEG or PNG file, or an entry for CT or MR"

@@ -94,8 +94,7 @@ def _detection(result: Detection, rule: Preprocess) -> Any:
 
 
 def _classification(result: Classification, rule: Preprocess) -> Any:
-    order = np.argsort(result.probabilities, kind="stable")[::-1][:5]
-    legend = [(colour(1), f"{result.classes[k]}  {result.probabilities[k]:.3f}") for k in order]
+    legend = [(colour(1), f"{name}  {share:.3f}") for name, share in result.ranked[:5]]
     if result.volume is None:
         seen = np.asarray(result.picture, np.uint8)
         scale = _TILE * 2 / max(seen.shape[:2])

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,16 @@ from ..metrics import counts_of
 from ..preprocess import Preprocess
 from ..variable_dimension import rgb_to_depth
 from ..volume import Volume, memory
+from .checks import class_names, find_device, task_of
 from .components import keep_largest
+from .crops import classifier_input
 from .detect import detect, merged, table
 from .inputs import to_picture, to_volume
 from .results import Classification, Detection, Point, Prediction, Segmentation
 from .segment import segment
-from .slices import detector_input, key_planes
+from .slices import chosen_planes, detector_input, key_planes
 
 Done = Callable[[int, int], None]
-TASKS = ("classification", "segmentation", "detection")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LEAST_SCORE, MOST = 0.1, 100
 
@@ -67,42 +69,22 @@ class Predictor:
         if not isinstance(model, torch.nn.Module):
             model, report = load(model, return_report=True, **options)
             self.sha256 = report.sha256
+            if report.missing and options.get("weights", "default") is not None:
+                raise OptionError(
+                    f"{len(report.missing)} tensors of {report.name!r} would be new and random (num_classes="
+                    f"{model.options['num_classes']}): its results would mean nothing. Next: fine-tune it, svd_hub.save"
+                    " it, and give that file"
+                )
         elif options:
             raise OptionError(f"{', '.join(options)} cannot be given with a loaded network. Next: give them to load")
         self.entry = getattr(model, "entry", None)
         if self.entry is None:
             raise OptionError(f"{type(model).__name__} does not come from svd_hub.load; allowed: a model that does")
-        self.task = self._task_of(model)
+        self.task = task_of(model)
+        self.classes = class_names(model, self.task)
         self.model = model.eval().to(self.device)
         self.preprocess: Preprocess = model.preprocess
         self.inference: Inference = model.inference
-        self.classes = self._class_names(model.options["num_classes"])
-
-    def _task_of(self, model: Any) -> str:
-        task = getattr(model, "task", self.entry.task)
-        if model.options.get("features_only") or not model.options.get("num_classes") or task not in TASKS:
-            raise OptionError(
-                f"{self.entry.name!r} has no head: it is a {task} to fine-tune, not a network to predict with; "
-                f"allowed: {', '.join(TASKS)}. Next: svd-hub list --task segmentation, or fine-tune it with a head"
-            )
-        if model.preprocess.modality == "video":
-            raise OptionError(
-                f"{self.entry.name!r} reads video clips, which predict does not; allowed: photographs, CT, MR. Next: "
-                "model(model.preprocess(clip)) in Python"
-            )
-        return str(task)
-
-    def _class_names(self, count: int) -> tuple[str, ...]:
-        """Return the names of labels; with classes of their own ("sigmoid") there is one more, none of them."""
-        apart = self.task == "segmentation" and self.inference.activation == "sigmoid"
-        if self.task == "segmentation" and count == 1 and not apart:
-            raise OptionError(
-                f"{self.entry.name!r} makes one map, which is no segmentation (Models Genesis restores patches). Next: "
-                "fine-tune it with num_classes=2, or set Inference(activation='sigmoid') where the map is a mask"
-            )
-        own = self.entry.classes if len(self.entry.classes) == count else ()
-        first = 1 if apart else 0
-        return (*(("background",) if apart else ()), *(own or (f"class{k}" for k in range(first, first + count))))
 
     def __call__(
         self,
@@ -114,8 +96,8 @@ class Predictor:
         missing: str = "refuse",
         point: Point | None = None,
         planes: Sequence[int] | None = None,
-        least_score: float = LEAST_SCORE,
-        most: int = MOST,
+        least_score: float | None = None,
+        most: int | None = None,
         done: Done | None = None,
     ) -> Prediction:
         """Return what the network says of an image: a Classification, Segmentation or Detection.
@@ -129,18 +111,21 @@ class Predictor:
             missing: "refuse" gaps in a DICOM series, or "fill" them.
             point: classifiers: mm (x, y, z) to Left, Posterior, Superior that the input is cut about.
             planes: detectors: key slices along D; None = every `slice_spacing` mm.
-            least_score, most: detectors: findings below that score, or beyond that number, are left out.
+            least_score, most: detectors: findings below that score (None = 0.1), or beyond that number (None = 100),
+                are left out.
             done: called with (steps done, steps in all).
 
         Raises:
             VolumeError: not an image these weights can read; says what was found, what is allowed, and what next.
             OptionError: an argument that does not belong to the task, or is not allowed.
         """
-        self._check_arguments(point=point, planes=planes)
+        self.check_arguments(point=point, planes=planes, least_score=least_score, most=most)
+        least, most = LEAST_SCORE if least_score is None else least_score, MOST if most is None else most
         started = time.perf_counter()
         if self.preprocess.modality == "RGB":
+            self._refuse(spacing=spacing, axes=axes, series=series)
             picture = to_picture(image)
-            return self._timed(self._picture(picture, least_score, most), started, time.perf_counter())
+            return self._timed(self._picture(picture, least, most), started, time.perf_counter())
         volume = to_volume(
             image, modality=self.preprocess.modality, spacing=spacing, axes=axes, series=series, missing=missing
         )
@@ -151,16 +136,34 @@ class Predictor:
             elif self.task == "segmentation":
                 result = self._segmented(volume, done)
             else:
-                result = self._detected(volume, planes, least_score, most, done)
+                result = self._detected(volume, planes, least, most, done)
         return self._timed(result, started, read)
 
-    def _check_arguments(self, **given: Any) -> None:
-        belongs = {"point": "classification", "planes": "detection"}
+    def check_arguments(self, *, point: Any, planes: Any, least_score: Any, most: Any) -> None:
+        """Refuse arguments that belong to another task, or make no sense; None is allowed for each.
+
+        Raises:
+            OptionError: one of these.
+        """
+        if self.task != "classification" or self.preprocess.modality == "RGB":
+            self._refuse(point=point)
+        if self.task != "detection":
+            self._refuse(planes=planes, least_score=least_score, most=most)
+        elif self.preprocess.modality == "RGB":
+            self._refuse(planes=planes)
+        if least_score is not None and not (_number(least_score) and 0 <= least_score <= 1):
+            raise OptionError(f"least_score={least_score!r} is not allowed; allowed: 0 to 1")
+        if most is not None and not (isinstance(most, Integral) and not isinstance(most, bool) and most > 0):
+            raise OptionError(f"most={most!r} is not allowed; allowed: a positive integer")
+
+    def _refuse(self, **given: Any) -> None:
+        """Refuse arguments that say nothing to this network."""
         for name, value in given.items():
-            if value is not None and (self.task != belongs[name] or self.preprocess.modality == "RGB"):
+            if value is not None:
+                kind = "photographs" if self.preprocess.modality == "RGB" else "volumes"
                 raise OptionError(
-                    f"{name}={value!r} is for {belongs[name]} of volumes; {self.entry.name!r} does {self.task}. Next: "
-                    "leave it out"
+                    f"{name}={value!r} is not allowed: {self.entry.name!r} does {self.task} of {kind}. Next: leave it "
+                    "out"
                 )
 
     def _timed(self, result: Prediction, started: float, read: float) -> Prediction:
@@ -169,10 +172,20 @@ class Predictor:
         return dataclasses.replace(result, seconds=seconds)
 
     def run(self, x: Tensor) -> Any:
-        """Return the network's output of x (N, C, D, H, W), computed on `device` in `dtype`; maps come in float32."""
+        """Return the network's output of x (N, C, D, H, W), computed on `device` in `dtype`; maps come in float32.
+
+        Raises:
+            VolumeError: a map that holds NaN or infinity.
+        """
         with self._precision():
             out = self.model(x.to(self.device))
-        return out.float() if isinstance(out, Tensor) else out
+        if not isinstance(out, Tensor):
+            return out
+        out = out.float()
+        if not bool(torch.isfinite(out).all()):
+            step = "check the weights" if self.dtype == "float32" else "dtype='float32' (--dtype float32)"
+            raise VolumeError(f"the network's output holds NaN or infinity in {self.dtype}. Next: {step}")
+        return out
 
     @contextlib.contextmanager
     def _precision(self) -> Iterator[None]:
@@ -189,8 +202,7 @@ class Predictor:
     # ---- the tasks -------------------------------------------------------------------------------------------------
 
     def _classified(self, volume: Volume, point: Point | None) -> Classification:
-        array, notes = cropped(volume, self.preprocess, point)
-        x = self.preprocess(array, spacing=volume.spacing, orientation="SPL")
+        x, notes = classifier_input(volume, self.preprocess, point)
         memory.release(volume.array)
         return self._probabilities(x, volume=volume, notes=(*volume.notes, *notes), point=point)
 
@@ -211,8 +223,6 @@ class Predictor:
         )
         notes = list(volume.notes)
         for name in self.inference.largest:
-            if name not in self.classes:
-                raise OptionError(f"largest={name!r} is no class of {self.entry.name!r}; {', '.join(self.classes)} are")
             if gone := keep_largest(labels, self.classes.index(name)):
                 notes.append(f"{name}: the largest connected part is kept, {gone} voxels of others were taken away")
         counts = counts_of(labels, len(self.classes))
@@ -223,10 +233,7 @@ class Predictor:
     def _detected(
         self, volume: Volume, planes: Sequence[int] | None, least: float, most: int, done: Done | None
     ) -> Detection:
-        depth = volume.shape[0]
-        keys = key_planes(volume, self.inference.slice_spacing) if planes is None else sorted(set(planes))
-        if not keys or keys[0] < 0 or keys[-1] >= depth:
-            raise OptionError(f"planes={list(keys)} are not allowed; allowed: 0 to {depth - 1}")
+        keys = key_planes(volume, self.inference.slice_spacing) if planes is None else chosen_planes(volume, planes)
         found = detect(
             self.run,
             volume,
@@ -250,88 +257,16 @@ class Predictor:
         )  # fmt: skip
 
     def _picture(self, picture: np.ndarray, least: float, most: int) -> Prediction:
-        """Return what the network says of a photograph (H, W, 3)."""
+        """Return what the network says of a photograph (H, W, 3) of 0..255."""
         with torch.inference_mode():
             if self.task == "classification":
                 return self._probabilities(self.preprocess(picture), picture=picture)
-            if self.task != "detection":
-                raise OptionError(f"{self.entry.name!r} is a segmenter of photographs; allowed: of CT or MR")
-            planes = rgb_to_depth(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float())[0, 0]
+            planes = rgb_to_depth(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float())[0, 0]
             x, (down, right) = detector_input(planes.numpy(), self.preprocess, self.inference.side)
             rows = table(self.run(x)[0], (right, down), least)
             found = merged({0: rows}, [0], self.classes, iou=1.0)[:most]
             return Detection(classes=self.classes, findings=found, searched=(0,), picture=picture, **self._who)
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device of a name; "auto" = CUDA where there is one.
-
-    Raises:
-        OptionError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise OptionError(f"device={name!r} is not allowed; allowed: auto, cpu, cuda, cuda:N, mps") from None
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not here.get(device.type, False):
-        raise OptionError(f"device={name!r} is not on this machine. Next: device='cpu', or 'auto'")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OptionError(f"device={name!r} is not on this machine; it has {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
-def cropped(volume: Volume, rule: Preprocess, point: Point | None) -> tuple[np.ndarray, list[str]]:
-    """Return the voxels that a classifier's input is cut from, and what is to be said of it.
-
-    Args:
-        volume: the whole one.
-        rule: the weights' preprocessing.
-        point: mm (x, y, z) that becomes the middle; None = the volume's own.
-
-    Raises:
-        VolumeError: the point lies outside the volume.
-        OptionError: a point, and the weights read whole volumes.
-    """
-    if rule.size is None or rule.fit != "crop":
-        if point is not None:
-            raise OptionError(f"point={point} is not allowed: these weights read whole volumes. Next: leave it out")
-        return volume.array, []
-    mm = rule.spacing or volume.spacing
-    need = [side * s / own for side, s, own in zip(rule.size, mm, volume.spacing, strict=True)]  # in voxels
-    notes = []
-    if short := [f"{n}" for n, want in zip(volume.shape, need, strict=True) if n < want - 0.5]:
-        notes.append(
-            f"the volume is smaller than the input of these weights along {len(short)} of its axes: padded with "
-            f"{rule.padding:g}, the window's low end unless the weights say otherwise"
-        )
-    if point is None:
-        if any(n > 2 * want for n, want in zip(volume.shape, need, strict=True)):
-            size = " x ".join(f"{side * s:g}" for side, s in zip(rule.size, mm, strict=True))
-            notes.append(f"the network sees the middle {size} mm of the volume alone; give a point (mm) to cut about")
-        return volume.array, notes
-    at = volume.grid.indices(np.array([point], dtype=float))[0]
-    if not ((at >= -0.5) & (at <= np.array(volume.shape) - 0.5)).all():
-        ends = volume.grid.points(np.array([[0, 0, 0], [n - 1 for n in volume.shape]]))
-        low, high = ends.min(0).round(1).tolist(), ends.max(0).round(1).tolist()
-        raise VolumeError(
-            f"the point {tuple(point)} mm lies outside the volume; allowed: {low} to {high} mm (x, y, z to Left, "
-            "Posterior, Superior). Next: negate x and y of a point that counts to Right and Anterior"
-        )
-    return _about(volume.array, at, need, rule.padding), notes
-
-
-def _about(array: np.ndarray, at: np.ndarray, need: Sequence[float], fill: float) -> np.ndarray:
-    """Return a block whose middle is the voxel nearest to `at`, two voxels larger than needed, filled outside."""
-    centre = np.rint(at).astype(int)
-    half = [int(np.ceil(n / 2)) + 1 for n in need]
-    out = np.full([2 * h + 1 for h in half], fill, np.float32)
-    here, there = [], []
-    for c, h, n in zip(centre, half, array.shape, strict=True):
-        first, last = max(0, c - h), min(n, c + h + 1)
-        here.append(slice(first, last))
-        there.append(slice(first - (c - h), last - (c - h)))
-    out[tuple(there)] = array[tuple(here)]
-    return out
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

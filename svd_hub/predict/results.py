@@ -84,12 +84,17 @@ class Classification(Prediction):
         """The most probable class."""
         return self.classes[int(np.argmax(self.probabilities))]
 
+    @property
+    def ranked(self) -> list[tuple[str, float]]:
+        """Each class with its probability, the highest first, of equal ones in the network's order."""
+        order = np.argsort(-np.asarray(self.probabilities), kind="stable")
+        return [(self.classes[k], self.probabilities[k]) for k in order]
+
     def own_facts(self) -> dict[str, Any]:
         """Return the probabilities, the highest first."""
-        order = np.argsort(self.probabilities, kind="stable")[::-1]
         return {
             "best": self.best,
-            "probabilities": {self.classes[k]: round(self.probabilities[k], 6) for k in order},
+            "probabilities": {name: round(share, 6) for name, share in self.ranked},
             **({} if self.point is None else {"point_mm_lps": list(self.point)}),
         }
 
@@ -181,7 +186,8 @@ class Detection(Prediction):
         """Return a row for each finding: boxes in pixels of the input's own slices, and in mm in the patient.
 
         `slice` and `box_px` count on the input as its file has it, where its slices are axial; else they are on the
-        volume as it was turned. `*_mm_lps` are (x, y, z) to Left, Posterior, Superior; `extent` is of all slices.
+        volume as it was turned. Slices of a DICOM series count from 0 along its normal, those that were filled in
+        among them. `*_mm_lps` are (x, y, z) to Left, Posterior, Superior; `extent` is of all slices.
         """
         return [self._row(number, finding) for number, finding in enumerate(self.findings, start=1)]
 
@@ -212,11 +218,19 @@ class Detection(Prediction):
 
 
 def on_input(volume: Volume, plane: int, box: Box) -> tuple[int, Box]:
-    """Return plane and box as the input's own axes count them, where its planes are axial; else as they are."""
+    """Return plane and box as the input's own axes count them, where its planes are axial; else as they are.
+
+    A box on a tilted gantry's slice is where that image has it, before the tilt was corrected.
+    """
     if volume.turn.order != (0, 1, 2):
         return plane, box
     (d, h, w), (z, y, x) = volume.shape, volume.turn.flips
     x0, y0, x1, y1 = box
     x0, x1 = (w - x1, w - x0) if x else (x0, x1)
     y0, y1 = (h - y1, h - y0) if y else (y0, y1)
-    return (d - 1 - plane if z else plane), (x0, y0, x1, y1)
+    plane = d - 1 - plane if z else plane
+    if volume.shifts:
+        slots = [source.plane for source in volume.sources]
+        down, right = (float(np.interp(plane, slots, along)) for along in zip(*volume.shifts, strict=True))
+        x0, x1, y0, y1 = x0 - right, x1 - right, y0 - down, y1 - down
+    return plane, (x0, y0, x1, y1)

@@ -8,11 +8,15 @@ last slice there is repeated, as there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import OptionError
 from ..preprocess import Preprocess
 from ..volume import Volume
 
@@ -22,6 +26,20 @@ def key_planes(volume: Volume, spacing: float) -> list[int]:
     depth, mm = volume.shape[0], volume.spacing[0]
     places = np.arange(0, (depth - 1) * mm + 1e-6, max(spacing, mm)) / mm
     return sorted({int(k) for k in np.rint(places)})
+
+
+def chosen_planes(volume: Volume, planes: Sequence[int]) -> list[int]:
+    """Return the key slices that a user chose, in their order, each once.
+
+    Raises:
+        OptionError: not whole numbers within the volume.
+    """
+    depth = volume.shape[0]
+    given = list(planes) if isinstance(planes, Iterable) else [planes]
+    whole = all(isinstance(k, Integral) and not isinstance(k, bool) and 0 <= k < depth for k in given)
+    if not given or not whole:
+        raise OptionError(f"planes={given} are not allowed; allowed: whole numbers, 0 (the lowest) to {depth - 1}")
+    return sorted({int(k) for k in given})
 
 
 def around(volume: Volume, plane: int, *, slices: int, spacing: float) -> np.ndarray:
@@ -51,6 +69,6 @@ def detector_input(planes: np.ndarray, rule: Preprocess, side: int | None) -> tu
     if side is not None and side != max(height, width):
         size = [max(1, round(n * side / max(height, width))) for n in (height, width)]
         x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-    mean, std = (sum(v) / 3 if isinstance(v, tuple) else v for v in (rule.mean, rule.std))
-    x = rule.normalised(x, mean, std).expand(rule.channels, -1, -1, -1)[None].contiguous()
+    x = rule.normalised(x, rule.of_channels(rule.mean), rule.of_channels(rule.std))
+    x = x.expand(rule.channels, -1, -1, -1)[None].contiguous()
     return x, (x.shape[3] / height, x.shape[4] / width)

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ..errors import VolumeError
+
+_NAMED = re.compile(
+    rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*([^\r\n]+?)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE
+)
+
+
+def named_in(header: Path, head: bytes) -> Path | None:
+    """Return the voxel file that a header of NRRD or MetaImage names, where it is one beside it.
+
+    Args:
+        header: the header.
+        head: how it begins.
+    """
+    match = _NAMED.search(head)
+    if match is None or match[1].upper() == b"LOCAL":
+        return None
+    try:
+        return data_file(header, match[1].decode("utf-8", "replace"))
+    except VolumeError:
+        return None
 
 
 def data_file(header: Path, name: str) -> Path:

@@ -76,9 +76,9 @@ class Grid:
             OptionError: `axes` does not name three different axes of the patient.
         """
         wanted = []
-        for letter in axes:
+        for letter in axes if isinstance(axes, str) else "":
             wanted += [(world, -1 if pair[1] == letter else 1) for world, pair in enumerate(_LETTERS) if letter in pair]
-        if len(axes) != 3 or sorted(world for world, _ in wanted) != [0, 1, 2]:
+        if len(wanted) != 3 or sorted(world for world, _ in wanted) != [0, 1, 2]:
             raise OptionError(f"axes={axes!r} is not allowed; allowed: one each of L/R, P/A and S/I, such as 'SPL'")
         now = self._closest()
         order = [next(axis for axis, (world, _) in enumerate(now) if world == w) for w, _ in wanted]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import VolumeError, check_choice
 from . import memory, streams
+from .beside import named_in
 from .dicom import Header, is_dicom, read_header
 from .metaimage import is_metaimage, read_metaimage
 from .nifti import is_nifti, read_nifti
@@ -82,6 +83,35 @@ def _read(path: Path, series: str | int | None, modality: str | None, missing: s
     kind = next((name for magic, name in _OTHERS.items() if head.startswith(magic)), "no volume that is known here")
     kind = "empty" if not head else f"gzip of {kind}" if packed else kind
     raise VolumeError(f"{path} is {kind}; allowed: {_ALLOWED}. Next: unpack or convert it")
+
+
+def files_of(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the files that an input of one file is made of, itself first.
+
+    One DICOM image stands for its series, so that every DICOM file beside it may be a part; a header of NRRD or
+    MetaImage has its voxels in the file it names.
+
+    Raises:
+        VolumeError: it cannot be read.
+    """
+    path = Path(path)
+    with streams.open_regular(path, str(path)) as file:
+        head = file.read(1 << 16)
+    if is_dicom(head):
+        header = read_header(path)
+        if header is None or header.images != 1:
+            return [path]
+        beside = sorted(other for other in path.parent.iterdir() if other.is_file() and other.name != path.name)
+        return [path, *(other for other in beside if _begins_dicom(other))]
+    if head.startswith(b"NRRD000") or is_metaimage(head):
+        voxels_file = named_in(path, head)
+        return [path] if voxels_file is None else [path, voxels_file]
+    return [path]
+
+
+def _begins_dicom(path: Path) -> bool:
+    with streams.open_regular(path) as file:
+        return is_dicom(file.read(132))
 
 
 def list_series(folder: str | os.PathLike[str]) -> list[Series]:

@@ -88,9 +88,13 @@ class Volume:
             VolumeError: not such an array; says what was found and what is allowed.
             OptionError: `axes` or `modality` is not allowed.
         """
-        check_spacing(list(spacing))
+        try:
+            lengths = [float(s) for s in spacing]
+        except (TypeError, ValueError):
+            raise VolumeError(f"spacing={spacing!r} is not allowed; allowed: three numbers in mm, (z, y, x)") from None
+        check_spacing(lengths)
         size = np.shape(array) if np.ndim(array) == 3 else (2, 2, 2)
-        mm = (float(spacing[0]), float(spacing[1]), float(spacing[2]))
+        mm = (lengths[0], lengths[1], lengths[2])
         # The turn that leads from plain axes to `axes` says which way each axis of the array runs.
         plain = Grid(size=(2, 2, 2), spacing=(1.0, 1.0, 1.0)).turned(axes)[0]
         grid = Grid(size=(size[0], size[1], size[2]), spacing=mm, direction=plain.direction)

@@ -1,0 +1,139 @@
+"""Folders of results: whole or not there, never anybody else's, and what a killed run left is removed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import OptionError, SvdHubError
+from ..files import sync_folder, write_atomic
+from .outputs import RESULT
+
+if sys.platform != "win32":
+    import fcntl
+
+KEY = "key.json"
+_PART = ".part-"
+_STALE = 86400.0  # seconds after which unfinished work is nobody's, where the file system knows no locks
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """What the system has against the folder of results becomes an error that says so.
+
+    Raises:
+        SvdHubError: it is read-only, full, or no folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise SvdHubError(f"{out} cannot be written: {why}. Next: make room, or --out with another folder") from None
+
+
+@contextlib.contextmanager
+def unfinished(out: Path) -> Iterator[Path]:
+    """Yield a new folder under `out`, which is removed at the end if it was not moved away.
+
+    It is locked: the system releases it when this process dies, however it dies, and `sweep` finds it then.
+    """
+    while True:
+        part = out / f"{_PART}{secrets.token_hex(8)}"
+        part.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # a sweep can take it in the moment before it is locked
+            handle = _lock(part)
+            if handle != -1 and part.exists():
+                break
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def sweep(out: Path) -> None:
+    """Remove what killed runs left, not what a run that goes on is about to finish, on this machine or another."""
+    for path in out.iterdir():
+        if not path.name.startswith(_PART) or not path.is_dir():
+            continue
+        with contextlib.suppress(OSError):  # another run may sweep too
+            handle = _lock(path)
+            if handle == -1:
+                continue
+            if handle is not None or time.time() - path.stat().st_mtime > _STALE:
+                shutil.rmtree(path, ignore_errors=True)
+            if handle is not None:
+                os.close(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder for this process: a handle to close, -1 where another has it, None where there are no locks."""
+    if sys.platform == "win32":
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return -1
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def is_made(target: Path, key: str, *, overwrite: bool) -> bool:
+    """Return whether the result of a key is there already.
+
+    Args:
+        target: the folder of the result.
+        key: what the result follows from.
+        overwrite: a result of another key may be replaced.
+
+    Raises:
+        OptionError: there is something else: another result, or what is none and is never replaced.
+    """
+    if not os.path.lexists(target):
+        return False
+    found = _key_in(target)
+    if found == key:
+        return True
+    if not found:
+        raise OptionError(
+            f"{target} is there, and is no result of this command alone: it is left as it is. Next: another --out"
+        )
+    if not overwrite:
+        raise OptionError(
+            f"{target} holds another result: of other weights, options or another input. Next: another --out, or "
+            "--overwrite"
+        )
+    return False
+
+
+def put(part: Path, target: Path, key: str, input_sha256: str) -> None:
+    """Make an unfinished folder the result, in place of an old one, which `is_made` has seen."""
+    write_atomic(part / KEY, (json.dumps({"key": key, "input_sha256": input_sha256}) + "\n").encode())
+    if target.exists():
+        shutil.rmtree(target)
+    part.rename(target)
+    sync_folder(target.parent)
+
+
+def _key_in(folder: Path) -> str:
+    """Return the key of a result, "" of a folder that is none, or holds anything else besides."""
+    try:
+        if folder.is_symlink():
+            return ""
+        key = json.loads((folder / KEY).read_text())["key"]
+        files = json.loads((folder / RESULT).read_text())["files"]
+        return str(key) if {path.name for path in folder.iterdir()} <= {KEY, RESULT, *files} else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

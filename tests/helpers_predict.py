@@ -1,0 +1,83 @@
+"""What the tests of svd_hub.predict share: narrow networks, one that sees brightness alone, volumes with a blob."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import svd_hub
+from svd_hub import Inference, Preprocess
+
+SEGMENTER = "unet3d18w16_ctorgans"
+NARROW = {"depth": 10, "width": 4, "stem_stride": 2, "stem_pool": False, "pool_stride": 2, "strides": [1, 2, 2, 2],
+          "dilations": [1, 1, 1, 1], "depth_stride": 2}  # fmt: skip
+
+
+def segmenter(
+    *, window: tuple[int, int, int] = (16, 16, 16), rule: dict[str, Any] | None = None, **inference: Any
+) -> Any:
+    """A narrow, random UNet3D of four classes for CT, whose labels are many and mixed."""
+    torch.manual_seed(0)
+    model = svd_hub.load(SEGMENTER, weights=None, encoder_options=NARROW)
+    own = {"spacing": None, "minimum": (1, 1, 1), **(rule or {})}
+    model.preprocess = dataclasses.replace(model.preprocess, **own)
+    model.inference = Inference(window=window, **inference)
+    return model
+
+
+def saved(model: Any, path: Path) -> Path:
+    return svd_hub.save(model, path)
+
+
+class Bright(nn.Module):
+    """A segmenter that says class 1 where the (windowed) value is above a threshold: each voxel alone."""
+
+    def __init__(self, above: float = 500.0, **rule: Any) -> None:
+        super().__init__()
+        self.entry = dataclasses.replace(
+            svd_hub.get_entry(SEGMENTER), name="bright", classes=("background", "blob"), metrics=()
+        )
+        self.preprocess = Preprocess(**{"modality": "CT", "window": (-1000.0, 1000.0), **rule})
+        self.inference = Inference(window=(8, 16, 16))
+        self.options, self.task, self.above = {"num_classes": 2}, "segmentation", above
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logit = (x[:, :1] - self.above) * self.scale
+        return torch.cat((-logit, logit), 1)
+
+
+def blob(shape: tuple[int, int, int] = (12, 20, 18), *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """HU (D, H, W) with noise around -100 and a bright ellipsoid that lies off the middle on every axis, and its mask.
+
+    It has a tail, so that no flip or exchange of axes brings it onto itself.
+    """
+    rng = np.random.default_rng(seed)
+    z, y, x = np.indices(shape)
+    d, h, w = shape
+    inside = ((z - 0.35 * d) / (0.2 * d)) ** 2 + ((y - 0.6 * h) / (0.2 * h)) ** 2 + (
+        (x - 0.3 * w) / (0.15 * w)
+    ) ** 2 < 1
+    inside[int(0.35 * d), int(0.6 * h), int(0.3 * w) : int(0.8 * w)] = True
+    inside[int(0.35 * d) : int(0.8 * d), int(0.6 * h), int(0.3 * w)] = True
+    hu = rng.integers(-200, 0, shape)
+    hu[inside] = rng.integers(800, 900, int(inside.sum()))
+    return hu.astype(np.int16), inside
+
+
+def detector() -> Any:
+    """A narrow, random Faster R-CNN of two classes for CT."""
+    torch.manual_seed(0)
+    backbone = svd_hub.load("resnet3d18w16_lidc", weights=None, width=4, depth=10, num_classes=0)
+    rule = Preprocess(window=(-1024.0, 2050.0), scale=(0.0, 255.0), mean=50.0, std=50.0, channels=backbone.in_channels)
+    model = svd_hub.task_model(
+        backbone, "faster_rcnn3d", num_classes=2, classes=("lesion", "nodule"), preprocess=rule, channels=16,
+        head_channels=16, score_threshold=0.0,
+    )  # fmt: skip
+    model.eval()
+    return model
