@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,6 +97,35 @@ def matches_of(boxes: list[list[float]], truth: list[list[float]], rule: Matchin
                 if overlap == max(overlaps):
                     matched[a] = g
     return matched
+
+
+# ---- the authors' files ----------------------------------------------------------------------------------------------
+
+
+def theirs(name: str, *, version: int, prefix: str = "backbone.") -> str:
+    """What the authors call a tensor of ours."""
+    if name.startswith("backbone."):
+        name = name.removeprefix("backbone.")
+        if "layer" in name:
+            name = re.sub(r"\.norm(\d)\.", r".norm_\1.", name)
+        return prefix + re.sub(r"^conv1\.", "conv1_custom.", name)
+    if name.startswith("gtm."):
+        return f"{prefix}groupconv_{int(name[4]) + 1}.weight"
+    if name.startswith("neck."):
+        return re.sub(r"(\d)\.(weight|bias)$", r"\1.conv.\2", name)
+    return f"roi_head.{name}" if version == 2 and name.startswith("bbox_head.") else name
+
+
+def upstream(ours: Mapping[str, Tensor], *, version: int, prefix: str = "backbone.") -> dict[str, Tensor]:
+    """A file of the authors: their names, their order of classes, convolutions in half precision."""
+    file = {}
+    for name, tensor in ours.items():
+        rows = 1 if "fc_cls" in name else 4
+        if version == 1 and "bbox_head.fc_" in name:
+            tensor = torch.cat([tensor[-rows:], tensor[:-rows]])
+        half = tensor.ndim > 1 or (name.endswith("bias") and not name.startswith("backbone."))
+        file[theirs(name, version=version, prefix=prefix)] = tensor.half() if half else tensor
+    return file
 
 
 # ---- detectors -------------------------------------------------------------------------------------------------------

@@ -419,8 +419,9 @@ def test_a_loaded_backbone_becomes_a_detector_that_is_saved_and_gets_another_hea
     path = svd_hub.save(model, tmp_path / "detector.safetensors")
     again = svd_hub.load(path)
     assert again.entry.classes == names
-    for a, b in zip(again(x)[0], model(x)[0], strict=True):
-        assert torch.equal(a, b)
+    exact = x.double()  # where a tensor lies in memory decides how a kernel rounds
+    for a, b in zip(again.double()(exact)[0], copy.deepcopy(model).double()(exact)[0], strict=True):
+        torch.testing.assert_close(a, b)
     other, report = svd_hub.load(path, num_classes=5, return_report=True)
     new = {"bbox_head.fc_cls.weight", "bbox_head.fc_cls.bias", "bbox_head.fc_reg.weight", "bbox_head.fc_reg.bias"}
     assert set(report.missing) == new
