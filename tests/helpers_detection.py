@@ -150,19 +150,19 @@ def image(*shape: int) -> Tensor:
 def fit(
     model: Any, images: Tensor, targets: list[Target], *, steps: int, rate: float, sizes: Any = None
 ) -> list[float]:
-    """Train on one batch, the last third at a fifth of the rate; return the sum of the losses of each step."""
+    """Train on one batch, the rate falling to zero; return the sum of the losses of each step."""
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     draws = generator(1)
     course = []
-    for step in range(steps):
-        if step == steps * 2 // 3:
-            optimizer.param_groups[0]["lr"] = rate / 5
+    for _ in range(steps):
         loss = torch.stack(list(model(images, targets, sizes=sizes, generator=draws).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 35)
         optimizer.step()
+        falling.step()
         course.append(loss.item())
     model.eval()
     return course
