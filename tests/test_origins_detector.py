@@ -22,14 +22,14 @@ from svd_hub.models import build
 from svd_hub.models.detection import FasterRCNN3D, Target
 from svd_hub.origins import svdnet_detector
 from svd_hub.origins.conversion import convert_by_rules
+from svd_hub.skeleton import skeleton
 
 torch.set_num_threads(1)
 COCO = {"depth_stride": 1, "num_classes": 80}
 
 
-def meta(**options: Any) -> FasterRCNN3D:
-    with torch.device("meta"):
-        return FasterRCNN3D(**options)
+def meta(**options: Any) -> Any:
+    return skeleton("faster_rcnn3d", options)
 
 
 def filled(**options: Any) -> FasterRCNN3D:
