@@ -152,10 +152,13 @@ class FasterRCNN3D(Backbone):
         return self.backbone.feature_info
 
     def check_input(self, x: Tensor) -> None:
-        """Raise `OptionError` unless the backbone takes x (N, in_channels, D, H, W)."""
+        """Raise `OptionError` unless the backbone takes x (N, in_channels, D, H, W), and there is something in it."""
         self.backbone.check_input(x)
-        if not torch.jit.is_tracing():
-            check_depth(self.backbone, x.shape[2])
+        if torch.jit.is_tracing():
+            return
+        if 0 in x.shape[2:]:
+            raise OptionError(f"images of shape {tuple(x.shape)} are not allowed; allowed: one slice and pixel or more")
+        check_depth(self.backbone, x.shape[2])
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """Return the backbone's pyramid of x (N, C, D, H, W), in three dimensions.
