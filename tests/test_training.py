@@ -438,7 +438,7 @@ def test_fine_tuning_starts_from_the_weights_and_moves_batch_statistics(here: Pa
 
 def test_weight_decay_of_norms_can_be_left_out() -> None:
     class Steps:
-        estimated_stepping_batches = 10
+        estimated_stepping_batches, max_epochs = 10, 2
 
     network = Network(options={"depth": 10, "width": 2, "num_classes": 3})
     for decay_norms, groups in ((True, 1), (False, 2)):
