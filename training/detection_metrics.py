@@ -111,3 +111,22 @@ def sensitivities(found: Sequence[Detections], truth: Sequence[Truth]) -> dict[s
     curve = froc(boxes, objects, FP_PER_IMAGE, tail="hold")
     named = {f"froc_{rate:g}": float(value) for rate, value in zip(FP_PER_IMAGE, curve.sensitivity, strict=True)}
     return {"froc": float(curve.mean), **named}
+
+
+def evaluate_detector(model: Any, module: Any) -> tuple[int, dict[str, float]]:
+    """Return how many images the test split of a data module has, and the measures of a network on it.
+
+    Through the network's own preprocessing; each image is resized as in the run.
+    """
+    from .console import bar
+    from .data.boxes import resized
+
+    module.setup("test")
+    found, truth = [], []
+    with torch.inference_mode():
+        for example, true in bar(module.examples("test"), "evaluating", total=len(module.test_set)):
+            x, scale = resized(model.preprocess(**example)[0], module.eval_size)
+            found += [stored(one, scale) for one in model(x[None])]
+            truth.append(true)
+    one_class = len(module.class_names()) == 1
+    return len(truth), detection_metrics(found, truth, ("ap", "froc") if one_class else ("ap",))

@@ -89,6 +89,7 @@ def evaluate_entry(
     """
     from .. import hub
     from . import recipe as recipes
+    from .detection_metrics import evaluate_detector
 
     model, report = hub.load(name, return_report=True)
     source = recipe or model.entry.recipe
@@ -104,7 +105,10 @@ def evaluate_entry(
             f"{name!r} has {outputs} outputs, the data of recipe {source!r} have {classes} classes. "
             "Next: give the recipe these weights were trained by"
         )
-    if getattr(model, "task", "") == "segmentation":
+    task = getattr(model, "task", "")
+    if task == "detection":
+        count, metrics, more = (*evaluate_detector(model, module), {})
+    elif task == "segmentation":
         count, metrics, more = _segmented(model, module)
     else:
         count, metrics, more = _classified(model, module, batch)

@@ -72,18 +72,18 @@ class CocoImages(BoxData):
         name = f"instances_{split}{self.year}.json"
         return read_coco(first_there(self.root, (f"annotations/{name}", name), "table of boxes"))
 
-    def place(self, split: str) -> Path:
+    def pictures_of(self, split: str) -> Path:
         """Return the folder of the split's pictures."""
         name = f"{split}{self.year}"
         return first_there(self.root, (name, f"images/{name}"), "pictures")
 
     def reader(self, split: str) -> Reader:
         """Return what reads a picture as its three planes."""
-        return functools.partial(read_planes, self.place(split), planes=self.planes)
+        return functools.partial(read_planes, self.pictures_of(split), planes=self.planes)
 
     def raw(self, picture: Picture, split: str) -> np.ndarray:
         """Return a picture (H, W, 3); `Preprocess` makes its colours planes in their order."""
-        return read_picture(self.place(split), picture, self.planes)
+        return read_picture(self.pictures_of(split), picture, self.planes)
 
     def preprocess(self, *, mean: float, std: float) -> dict[str, Any]:
         """Return the entry's `Preprocess` arguments: a picture as it is, which is to be resized before."""

@@ -112,7 +112,7 @@ class DeepLesionSlices(BoxData):
         file = first_there(self.root, names, f"table of boxes of the form {self.form!r}")
         return read_coco(file, one_class=CLASS, noisy=self.noisy, own_area=False)
 
-    def place(self, split: str) -> Path:
+    def pictures_of(self, split: str) -> Path:
         """Return the folder of the slices; NIH's archives bring one `Images_png` each."""
         if self.form == "jpeg":
             return self.root / split
@@ -128,7 +128,7 @@ class DeepLesionSlices(BoxData):
         return found
 
     def _stack(self, split: str) -> functools.partial[np.ndarray]:
-        root = self.place(split)
+        root = self.pictures_of(split)
         if self.form == "jpeg":
             return functools.partial(read_repeated, root, slices=self.slices)
         return functools.partial(read_slices, root, slices=self.slices, spacing=self.spacing, rule=self.interpolation)

@@ -23,7 +23,7 @@ Reader = Callable[[Picture], Tensor]
 class BoxData(ResumableData):
     """Pictures with boxes: one split for training, one for evaluation in the run, one for the test behind it.
 
-    A subclass says what is in a split (`table`), where its images are (`place`) and how one is read (`reader`, `raw`).
+    A subclass says what is in a split (`table`), where its images are (`pictures_of`) and how one is read (`reader`, `raw`).
 
     Args:
         folder: the data set's folder, `--data` on the command line.
@@ -70,7 +70,7 @@ class BoxData(ResumableData):
         """Return the pictures of a split and the names of the classes."""
         raise NotImplementedError
 
-    def place(self, split: str) -> Path:
+    def pictures_of(self, split: str) -> Path:
         """Return the folder of a split's images."""
         raise NotImplementedError
 
@@ -111,13 +111,14 @@ class BoxData(ResumableData):
         if train:
             pictures, counts = for_training(pictures)
         pictures = pictures[: self.first or None]
-        sizes = {p.file: file.stat().st_size for p in pictures if (file := self.place(split) / p.file).is_file()}
+        root = self.pictures_of(split)
+        sizes = {p.file: file.stat().st_size for p in pictures if (file := root / p.file).is_file()}
         found = [p for p in pictures if p.file in sizes]
         if len(found) < (len(pictures) if not self.partial else 1):
             missing = next((p.file for p in pictures if p.file not in sizes), "none at all")
             raise SvdHubError(
                 f"{len(pictures) - len(found)} of {len(pictures)} images of split {split!r} are not in "
-                f"{self.place(split)} (first: {missing}). Next: complete the folder, or take what is there with "
+                f"{root} (first: {missing}). Next: complete the folder, or take what is there with "
                 "--set data.init_args.partial=true"
             )
         digest = hashlib.sha256(repr(classes).encode())
@@ -135,8 +136,8 @@ class BoxData(ResumableData):
             yield {"image": self.raw(picture, self.splits[role])}, picture.truth()
 
     def class_names(self) -> tuple[str, ...]:
-        """Return the names of the classes, without the background; behind `setup`."""
-        return self.classes
+        """Return the names of the classes, without the background."""
+        return self.classes or self.table(self.splits["val"])[1]
 
     def fingerprint(self) -> dict[str, object]:
         """Return what identifies the data of this run, and how many of what was left out."""
