@@ -154,5 +154,14 @@ def plain_froc(
         false += not over
         hit |= {(image, k) for k in over}
         curve.append((false / len(detections), len(hit) / sum(map(len, ground_truth))))
-    read = [np.interp(rate, [f for f, _ in curve], [s for _, s in curve]) if curve else 0.0 for rate in fp_per_image]
+    read = [at(curve, rate) for rate in fp_per_image]
     return SimpleNamespace(sensitivity=read, mean=float(np.mean(read)))
+
+
+def at(curve: list[tuple[float, float]], rate: float) -> float:
+    """Read a curve: a line to the first point that reaches `rate`, from the point before it."""
+    reached = [k for k, (false, _) in enumerate(curve) if false >= rate]
+    if not reached or len(curve) == 1:
+        return curve[-1][1] if curve else 0.0
+    (x0, y0), (x1, y1) = curve[max(1, reached[0]) - 1], curve[max(1, reached[0])]
+    return y0 if x0 == x1 else y0 + (y1 - y0) * (rate - x0) / (x1 - x0)
