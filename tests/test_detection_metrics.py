@@ -10,15 +10,15 @@ from helpers_detection import average_precision as plain_ap
 from helpers_detection import generator, random_boxes
 
 from svd_hub.models.detection import Detections, Target
-from svd_hub.training import evaluation
-from svd_hub.training.detection_metrics import Truth, average_precision, detection_metrics, sensitivities, stored
+from svd_hub.training.evaluation.boxes import Truth, detection_metrics, stored
 
 
-@pytest.fixture(autouse=True)
-def _froc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where `evaluation.froc` is not there yet, plain loops stand for it; where it is, they are held against it."""
-    if not hasattr(evaluation, "froc"):
-        monkeypatch.setattr(evaluation, "froc", plain_froc, raising=False)
+def ap(found: list[Detections], truth: list[Truth]) -> dict[str, float]:
+    return detection_metrics(found, truth, ("ap",))
+
+
+def sensitivities(found: list[Detections], truth: list[Truth]) -> dict[str, float]:
+    return detection_metrics(found, truth, ("froc",))
 
 
 def truth_of(boxes: torch.Tensor, labels: torch.Tensor, crowd: torch.Tensor | None = None) -> Truth:
@@ -49,7 +49,7 @@ def case(seed: int, *, images: int = 6, classes: int = 2, found: int = 12) -> tu
 def test_ap_is_nearly_the_area_under_the_curve(seed: int) -> None:
     """COCO reads the curve at 101 places, the plain statement takes all of its area: they differ by a place or two."""
     found, truth = case(seed)
-    metrics = average_precision(found, truth)
+    metrics = ap(found, truth)
     targets = [Target(t.boxes, t.labels) for t in truth]
     for threshold, name in ((0.5, "ap50"), (0.75, "ap75")):
         assert metrics[name] == pytest.approx(plain_ap(found, targets, threshold), abs=0.015)
@@ -60,29 +60,29 @@ def test_ap_is_nearly_the_area_under_the_curve(seed: int) -> None:
 def test_ap_of_what_is_all_right_and_of_nothing() -> None:
     _, truth = case(3)
     perfect = [Detections(t.boxes, torch.ones(len(t.boxes)), t.labels) for t in truth]
-    assert average_precision(perfect, truth)["ap"] == pytest.approx(1)
+    assert ap(perfect, truth)["ap"] == pytest.approx(1)
     nothing = [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)) for _ in truth]
-    assert average_precision(nothing, truth)["ap"] == 0
-    assert average_precision(nothing, truth).keys() == {"ap", "ap50", "ap75", "ap_small", "ap_medium"}
+    assert ap(nothing, truth)["ap"] == 0
+    assert ap(nothing, truth).keys() == {"ap", "ap50", "ap75", "ap_small", "ap_medium"}
     empty = [truth_of(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)) for _ in truth]
-    assert average_precision(perfect, empty) == {}  # no object of any size
+    assert ap(perfect, empty) == {}  # no object of any size
 
 
 def test_a_crowd_is_neither_found_nor_missed() -> None:
     found, truth = case(4)
-    before = average_precision(found, truth)
+    before = ap(found, truth)
     box = torch.tensor([[0.0, 0.0, 100.0, 100.0]])
     crowded = [
         Truth(torch.cat([t.boxes, box]), torch.cat([t.labels, t.labels.new_zeros(1)]), *rest)
         for t in truth
         for rest in [(torch.cat([t.crowd, torch.tensor([True])]), torch.cat([t.area, t.area.new_full((1,), 1e4)]))]
     ]
-    assert average_precision(found, crowded)["ap"] >= before["ap"]  # what lies in the crowd is no mistake any more
+    assert ap(found, crowded)["ap"] >= before["ap"]  # what lies in the crowd is no mistake any more
     assert sensitivities(found, crowded) == sensitivities(found, truth)
 
 
 def test_talk_stays_inside(capsys: pytest.CaptureFixture[str]) -> None:
-    average_precision(*case(0))
+    ap(*case(0))
     assert capsys.readouterr() == ("", "")
 
 
@@ -103,9 +103,7 @@ def test_froc_is_that_of_plain_loops(seed: int) -> None:
 
 def test_both_measures_together() -> None:
     found, truth = case(1)
-    assert detection_metrics(found, truth, ("ap", "froc")) == average_precision(found, truth) | sensitivities(
-        found, truth
-    )
+    assert detection_metrics(found, truth, ("ap", "froc")) == ap(found, truth) | sensitivities(found, truth)
 
 
 def test_boxes_go_back_to_the_stored_image() -> None:

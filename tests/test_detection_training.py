@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers_boxes import coco_set, lesion_set, plain_froc
+from helpers_boxes import coco_set, lesion_set
 from safetensors.torch import load_file
 from test_training import At, forked, kill, log, resume, same
 from torch import Tensor, nn
@@ -71,8 +71,6 @@ def _small(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     torch.set_num_threads(1)
     monkeypatch.setenv("SVD_HUB_HOME", str(here / "cache"))
     monkeypatch.setattr(box_head, "BOX_SAMPLING", Sampling(number=64, positive_share=0.25))  # for time
-    if not hasattr(evaluation, "froc"):  # until it is there
-        monkeypatch.setattr(evaluation, "froc", plain_froc, raising=False)
 
 
 def narrow(here: Path, name: str, **changes: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...models.detection import Target, stack_images
-from ..detection_metrics import Truth
+from ..evaluation.boxes import Truth
 from ..seeding import Place, sample_generator
 
 Flip = Literal["horizontal", "vertical", "depth"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ...errors import OptionError, SvdHubError
-from ..detection_metrics import Truth
+from ..evaluation.boxes import Truth
 from ..seeding import ResumableData
 from .annotations import Table
 from .boxes import AXES, Boxed, Flip, Picture, collate, for_training
@@ -23,7 +23,7 @@ Reader = Callable[[Picture], Tensor]
 class BoxData(ResumableData):
     """Pictures with boxes: one split for training, one for evaluation in the run, one for the test behind it.
 
-    A subclass says what is in a split (`table`), where its images are (`pictures_of`) and how one is read (`reader`, `raw`).
+    A subclass says what is in a split (`table`), where its images are (`pictures_of`), how one is read (`reader`, `raw`).
 
     Args:
         folder: the data set's folder, `--data` on the command line.

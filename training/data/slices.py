@@ -7,7 +7,7 @@ the reading itself is exact here, the official rule is a named option.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -123,7 +123,7 @@ def read_stack(folder: Path, key: int, *, slices: int, spacing: float, interval:
             )
         return values
 
-    shapes: set[Sequence[int]] = set()
+    shapes: set[tuple[int, ...]] = set()
     return mixed(
         read, lambda offset: file(offset).is_file(), slices=slices, spacing=spacing, interval=interval, rule=rule
     )

@@ -15,7 +15,7 @@ from ...models import build, weight_options
 from ...models.detection import Detections
 from ...skeleton import shapes
 from ..data.boxes import Batch
-from ..detection_metrics import Measure, Truth, detection_metrics, stored
+from ..evaluation.boxes import Measure, Truth, detection_metrics, stored
 from ..freezing import freeze as frozen_parts
 from ..freezing import hold, statistics_of
 from ..precision import guard_cpu_bf16
