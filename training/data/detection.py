@@ -23,7 +23,8 @@ Reader = Callable[[Picture], Tensor]
 class BoxData(ResumableData):
     """Pictures with boxes: one split for training, one for evaluation in the run, one for the test behind it.
 
-    A subclass says what is in a split (`table`), where its images are (`pictures_of`), how one is read (`reader`, `raw`).
+    A subclass says what is in a split (`table`), where its images are (`pictures_of`) and how one is read (`reader` for
+    the run, `raw` for `Preprocess`).
 
     Args:
         folder: the data set's folder, `--data` on the command line.
