@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import SvdHubError
 from ...metrics import confusion
+from .boxes import detection_metrics, stored
 from .classification import classification_metrics
 from .segmentation import segmentation_metrics, sliding_window
 
@@ -56,7 +57,10 @@ def evaluate_entry(
             f"{name!r} has {outputs} outputs, the data of recipe {source!r} have {classes} classes. "
             "Next: give the recipe these weights were trained by"
         )
-    if getattr(model, "task", "") == "segmentation":
+    task = getattr(model, "task", "")
+    if task == "detection":
+        count, metrics, more = _detected(model, module)
+    elif task == "segmentation":
         count, metrics, more = _segmented(model, module)
     else:
         count, metrics, more = _classified(model, module, batch)
@@ -99,6 +103,22 @@ def _segmented(model: Any, module: Any) -> Found:
             known.append(case.known.numpy())
             cases[case.name] = segmentation_metrics(counts[-1][None], known[-1][None], organs)
     return len(counts), segmentation_metrics(np.stack(counts), np.stack(known), organs), {"cases": cases}
+
+
+def _detected(model: Any, module: Any) -> Found:
+    """The test split, image by image, each resized as in the run."""
+    from ..console import bar
+    from ..data.boxes import resized
+
+    module.setup("test")
+    found, truth = [], []
+    with torch.inference_mode():
+        for example, true in bar(module.examples("test"), "evaluating", total=len(module.test_set)):
+            x, scale = resized(model.preprocess(**example)[0], module.eval_size)
+            found += [stored(one, scale) for one in model(x[None])]
+            truth.append(true)
+    one_class = len(module.class_names()) == 1
+    return len(truth), detection_metrics(found, truth, ("ap", "froc") if one_class else ("ap",)), {}
 
 
 def fitted_back(x: Tensor, sides: Sequence[int]) -> Tensor:
