@@ -471,8 +471,10 @@ def test_a_shipped_recipe_is_whole(name: str, tmp_path: Path) -> None:
     again = recipes.read(str(tmp_path / "resolved.yaml"))
     assert again.text == recipe.text
     assert again.settings == recipe.settings
-    made = recipe.parser.instantiate(recipe.config)
-    if phases := getattr(made.data, "phases", None):
+    data = recipe.make_data()
+    if not hasattr(data, "fills"):  # else the task waits for the data
+        recipe.make()
+    if phases := getattr(data, "phases", None):
         assert sum(phase.epochs for phase in phases) == recipe.settings.epochs
     network = recipe.config.task.init_args.network
     with torch.device("meta"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...checkpoint import diagnose
 from ...errors import SvdHubError
 from ...metrics import confusion
-from ...models import build
+from ...models import build, option_names
 from ...skeleton import shapes
 from ...variable_dimension import PRETRAIN_MEAN, PRETRAIN_STD
 from ..evaluation import Triple, segmentation_metrics, sliding_window
@@ -28,7 +28,9 @@ def build_segmenter(network: Network) -> nn.Module:
     """Return the network, its encoder initialised as `network.init` says, in training mode; it carries `.options`.
 
     Args:
-        network: `init` is "none", a backbone's entry or file (decoder and head are new), or a file of this network.
+        network: `init` is "none", a backbone's entry or file (decoder and head are new), or a file of this network. A
+            network of segmentation of any kind goes on as it is, with a new head for another number of classes, where
+            `options` say nothing of an encoder.
 
     Raises:
         SvdHubError: no such architecture, option or entry.
@@ -44,6 +46,9 @@ def build_segmenter(network: Network) -> nn.Module:
     from ...tasks import task_model
 
     found: Any = load(network.init)
+    if getattr(found, "task", "") == "segmentation" and not {"encoder", "encoder_options"} & set(options):
+        fitting = {name: value for name, value in options.items() if name in option_names(found.entry.architecture)}
+        return load(network.init, **fitting).train()
     if found.entry.architecture == network.architecture:
         return _continued(network, load(network.init, num_classes=options.get("num_classes")))
     if (own := options.pop("encoder", found.entry.architecture)) != found.entry.architecture:
@@ -51,6 +56,8 @@ def build_segmenter(network: Network) -> nn.Module:
             f"network.options.encoder={own!r} does not fit init={network.init!r}, a {found.entry.architecture}. "
             "Next: another init, or leave the encoder out"
         )
+    if "in_channels" in options:  # the backbone decides: 3 of a clip's colours become 1
+        found = load(network.init, in_channels=options.pop("in_channels"))
     made = task_model(found, network.architecture, **options)
     return made.train()
 
@@ -73,9 +80,10 @@ class Segmentation(pl.LightningModule):
     Args:
         network: what is trained; `options.num_classes` counts the background, class 0.
         optimiser: how.
-        organs: names of classes 1, 2, ..., for the log: val/dice_<organ>.
-        window: (D, H, W) of the sliding windows.
+        organs: names of classes 1, 2, ..., for the log: val/dice_<organ>; None = the data's, where they say them.
+        window: (D, H, W) of the sliding windows; None = the data's, where they say it.
         overlap: of neighbouring windows.
+        pad: value of what a volume lacks to a window; None = the volume's lowest, unless the data say it.
         mean, std: of the input values; the default is the official pre-training rule on 0..255.
     """
 
@@ -84,15 +92,18 @@ class Segmentation(pl.LightningModule):
         *,
         network: Network,
         optimiser: Optimiser,
-        organs: list[str],
-        window: Triple = (48, 48, 48),
+        organs: list[str] | None = None,
+        window: Triple | None = (48, 48, 48),
         overlap: float = 0.5,
+        pad: float | None = 0.0,
         mean: float = PRETRAIN_MEAN,
         std: float = PRETRAIN_STD,
     ) -> None:
         super().__init__()
         from monai.losses import DiceCELoss
 
+        if organs is None or window is None:
+            raise SvdHubError(f"organs={organs}, window={window} are not allowed with these data; allowed: both given")
         if network.options.get("num_classes") != len(organs) + 1:
             raise SvdHubError(
                 f"{len(organs)} organs and the background are not network.options.num_classes="
@@ -100,6 +111,7 @@ class Segmentation(pl.LightningModule):
             )
         self.config, self.optimiser, self.organs = network, optimiser, organs
         self.window, self.overlap, self.mean, self.std = window, overlap, mean, std
+        self.pad = pad
         self.network = guard_cpu_bf16(build_segmenter(network))
         # Dice over the batch: a patch without an organ has none of its own
         self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
@@ -141,7 +153,8 @@ class Segmentation(pl.LightningModule):
     def validation_step(self, batch: Case, batch_idx: int) -> None:
         """Count what a whole volume's voxels are given; Dice is of the volume, not a mean of its windows."""
         x, target, known = batch
-        classes = sliding_window(self, x, window=self.window, overlap=self.overlap).argmax(1)
+        pad = float(x.min()) if self.pad is None else self.pad
+        classes = sliding_window(self, x, window=self.window, overlap=self.overlap, pad=pad).argmax(1)
         for given, truth, which in zip(classes, target, known, strict=True):
             self.validation.append((confusion(given, truth, len(self.organs) + 1), which.cpu().numpy()))
 
