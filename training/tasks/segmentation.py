@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...checkpoint import diagnose
 from ...errors import SvdHubError
-from ...metrics import confusion
+from ...metrics import confusion, dice_of
 from ...models import build, option_names
 from ...skeleton import shapes
 from ...variable_dimension import PRETRAIN_MEAN, PRETRAIN_STD
@@ -83,6 +83,8 @@ class Segmentation(pl.LightningModule):
         organs: names of classes 1, 2, ..., for the log: val/dice_<organ>; None = the data's, where they say them.
         window: (D, H, W) of the sliding windows; None = the data's, where they say it.
         overlap: of neighbouring windows.
+        dice_weight, ce_weight: of the two terms of the loss.
+        pooled: also log Dice of all voxels of all volumes together, the paper's measure for nodules.
         pad: value of what a volume lacks to a window; None = the volume's lowest, unless the data say it.
         mean, std: of the input values; the default is the official pre-training rule on 0..255.
     """
@@ -95,6 +97,9 @@ class Segmentation(pl.LightningModule):
         organs: list[str] | None = None,
         window: Triple | None = (48, 48, 48),
         overlap: float = 0.5,
+        dice_weight: float = 1.0,
+        ce_weight: float = 1.0,
+        pooled: bool = False,
         pad: float | None = 0.0,
         mean: float = PRETRAIN_MEAN,
         std: float = PRETRAIN_STD,
@@ -111,10 +116,17 @@ class Segmentation(pl.LightningModule):
             )
         self.config, self.optimiser, self.organs = network, optimiser, organs
         self.window, self.overlap, self.mean, self.std = window, overlap, mean, std
-        self.pad = pad
+        self.pad, self.pooled = pad, pooled
         self.network = guard_cpu_bf16(build_segmenter(network))
         # Dice over the batch: a patch without an organ has none of its own
-        self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+        self.loss = DiceCELoss(
+            include_background=False,
+            to_onehot_y=True,
+            softmax=True,
+            batch=True,
+            lambda_dice=dice_weight,
+            lambda_ce=ce_weight,
+        )
         self.validation: list[tuple[np.ndarray, np.ndarray]] = []
         self.sums = torch.zeros(2, dtype=torch.float64)  # of this epoch's training batches: loss, patches
 
@@ -162,7 +174,10 @@ class Segmentation(pl.LightningModule):
         """Log Dice of each organ, the mean over the volumes that have it annotated, and the mean over organs."""
         counts, known = (np.stack(parts) for parts in zip(*self.validation, strict=True))
         self.validation.clear()
-        self.log_dict({f"val/{k}": v for k, v in segmentation_metrics(counts, known, self.organs).items()})
+        metrics = segmentation_metrics(counts, known, self.organs)
+        if self.pooled:
+            metrics["dice_pooled"] = float(np.nanmean(dice_of(counts.sum(0))[1:]))
+        self.log_dict({f"val/{k}": v for k, v in metrics.items()})
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser with its per-step schedule."""
