@@ -27,6 +27,8 @@ _DOOR = {
     "get_entry": "catalog",
     "Entry": "catalog",
     "Preprocess": "preprocess",
+    "Inference": "inference",
+    "Predictor": "predict",
     "count": "counting",
     "inflate": "inflation",
     "task_model": "tasks",
@@ -45,7 +47,9 @@ if TYPE_CHECKING:
     from .hub import LoadReport as LoadReport
     from .hub import load as load
     from .hub import save as save
+    from .inference import Inference as Inference
     from .inflation import inflate as inflate
+    from .predict import Predictor as Predictor
     from .preprocess import Preprocess as Preprocess
     from .tasks import task_model as task_model
     from .variable_dimension import GroupTransform as GroupTransform

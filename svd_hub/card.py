@@ -104,6 +104,8 @@ def render(entry: Entry) -> str:
     if entry.reason:
         lines += ["", f"**Why there are no weights:** {entry.reason}"]
     lines += ["", *_preprocessing(entry)]
+    if entry.inference_data:
+        lines += ["", "## On whole volumes", "", *(f"- {k}: {v}" for k, v in entry.inference_data.items())]
     if entry.metrics:
         lines += ["", "## Measured", "", "| metric | value | data set | split | made by |", "|---|---|---|---|---|"]
         lines += [f"| {m.name} | {m.value:g} | {m.dataset} | {m.split} | {m.made_by} |" for m in entry.metrics]

@@ -87,9 +87,13 @@ def _make(kind: Any, table: object, where: str, **given: Any) -> Any:
 
 def _build(name: str, table: Mapping[str, Any], overlay: str, licences: Mapping[str, Licence]) -> Entry:
     where, rest = f"entry {name!r}", dict(table)
-    source, metrics, preprocess = rest.pop("source", {}), rest.pop("metrics", []), rest.pop("preprocess", {})
-    if not isinstance(metrics, list) or not isinstance(preprocess, dict):
-        raise OptionError(f"catalogue {where}: allowed: [[entry.NAME.metrics]] tables and one [entry.NAME.preprocess]")
+    source, metrics = rest.pop("source", {}), rest.pop("metrics", [])
+    preprocess, inference = rest.pop("preprocess", {}), rest.pop("inference", {})
+    if not isinstance(metrics, list) or not isinstance(preprocess, dict) or not isinstance(inference, dict):
+        raise OptionError(
+            f"catalogue {where}: allowed: [[entry.NAME.metrics]] tables, one [entry.NAME.preprocess] and one "
+            "[entry.NAME.inference]"
+        )
     entry: Entry = _make(
         Entry,
         rest,
@@ -100,6 +104,7 @@ def _build(name: str, table: Mapping[str, Any], overlay: str, licences: Mapping[
         source=_make(Source, source, f"{where}.source"),
         metrics=tuple(_make(Metric, metric, f"{where}.metrics") for metric in metrics),
         preprocess_data=preprocess,
+        inference_data=inference,
     )
     if faults := "; ".join(_faults(entry)):
         raise OptionError(f"catalogue {where}: {faults}")

@@ -34,7 +34,11 @@ app = typer.Typer(
 out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 # Commands of other rooms, by entry point when installed and by name in a bare checkout; this file knows neither room.
-COMMANDS = {"training": "svd_hub.training.commands", "export": "svd_hub.export.commands"}
+COMMANDS = {
+    "predict": "svd_hub.predict.commands",
+    "training": "svd_hub.training.commands",
+    "export": "svd_hub.export.commands",
+}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

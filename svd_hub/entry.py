@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import OptionError, check_choice
 
 if TYPE_CHECKING:
+    from .inference import Inference
     from .preprocess import Preprocess
 
 STATUSES = ("ours", "official", "converted", "derived", "recipe", "unavailable")
@@ -93,6 +94,7 @@ class Entry:
         parameters: of the network as it is loaded by default, 0 = not counted.
         terms: the licence as the catalogue describes it, None where only its name is known.
         preprocess_data: keyword arguments of `svd_hub.Preprocess`; read it through `.preprocess`.
+        inference_data: keyword arguments of `svd_hub.inference.Inference`; read it through `.inference`.
         checked: has this project opened the real file ("file"), or only its documented layout? `checked_on`: when.
         overlay: the file that changed this entry, or "".
     """
@@ -124,6 +126,7 @@ class Entry:
     link: str = ""
     notes: tuple[str, ...] = ()
     preprocess_data: Mapping[str, Any] = field(default_factory=dict)
+    inference_data: Mapping[str, Any] = field(default_factory=dict)
     metrics: tuple[Metric, ...] = ()
     checked: str = "never"
     checked_on: str = ""
@@ -165,6 +168,17 @@ class Entry:
             return Preprocess(**self.preprocess_data)
         except (TypeError, ValueError) as error:
             raise OptionError(f"preprocess of {self.name!r}: {error}") from error
+
+    @property
+    def inference(self) -> Inference:
+        """How these weights are run on whole volumes.
+
+        Raises:
+            OptionError: the entry's data is not one's.
+        """
+        from .inference import Inference
+
+        return Inference.of(self.inference_data, self.name)
 
     def card(self) -> str:
         """Return the model card, Markdown, made from this entry alone."""

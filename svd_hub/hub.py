@@ -91,7 +91,7 @@ def load(
         **options: further arguments of the architecture that do not change its weights.
 
     Returns:
-        The model; it carries `.entry`, `.preprocess` and `.options`.
+        The model; it carries `.entry`, `.preprocess`, `.inference` and `.options`.
 
     Raises:
         UnknownEntryError, OptionError, WeightsUnavailableError, LicenceError, DownloadError, IntegrityError,
@@ -140,6 +140,7 @@ def load(
     channels = entry.preprocess.channels if own else wanted["in_channels"]
     model.entry, model.options = entry, wanted
     model.preprocess = dataclasses.replace(entry.preprocess, channels=channels)
+    model.inference = entry.inference
     return (model, report) if return_report else model
 
 

@@ -57,6 +57,19 @@ def confusion(prediction: Any, target: Any, num_classes: int, *, per_case: bool 
     return total
 
 
+def counts_of(labels: Any, num_classes: int) -> tuple[int, ...]:
+    """Return how many voxels have each of the labels 0 ... num_classes - 1, counted plane by plane.
+
+    Args:
+        labels: (D, ...) integers; labels beyond the last are not counted.
+        num_classes: how many there are.
+    """
+    total = np.zeros(num_classes, np.int64)
+    for plane in labels:
+        total += np.bincount(np.asarray(plane).reshape(-1), minlength=num_classes)[:num_classes]
+    return tuple(total.tolist())
+
+
 def _label_map(name: str, values: Any) -> Tensor | NDArray[Any]:
     found = values if isinstance(values, Tensor) else np.asarray(values)
     whole = found.dtype.kind in "biu" if isinstance(found, np.ndarray) else not _fractional(found)

@@ -162,10 +162,18 @@ class Preprocess:
                 )
             return self._finish(self._colours(images.read_colours(image, video=self.modality == "video")))
         array, lengths, now, own = images.read_volume(image, spacing, axes, orientation)
-        want = self.orientation
-        if want is None:  # as the image comes; what was said of an array puts its axes in order
-            want = now if own else images.in_order(now)
-        return self._finish(self._volume(array, lengths, now, want))
+        return self._finish(self._volume(array, lengths, now, self.turned_to(now, own=own)))
+
+    def turned_to(self, now: str, *, own: bool) -> str:
+        """Return the orientation of the tensor for an image whose orientation is `now`.
+
+        Args:
+            now: of the image.
+            own: it is the image's own, and not what was said of an array, whose axes are put in order.
+        """
+        if self.orientation is not None:
+            return self.orientation
+        return now if own else images.in_order(now)
 
     def _colours(self, clip: np.ndarray) -> Tensor:
         """Return (1, 1, 3, H, W) of a picture, (1, 3 or 1, D, H, W) of a clip, values 0..255."""
@@ -185,16 +193,7 @@ class Preprocess:
     def _volume(self, array: np.ndarray, lengths: Sequence[float] | None, now: str, want: str) -> Tensor:
         """Return (1, 1, D, H, W) in orientation `want`, resampled or resized, and as far as may be, cropped."""
         view, order = images.turned(array, now, want)
-        sides = list(view.shape)
-        if self.spacing is not None:
-            if lengths is None:
-                raise VolumeError(
-                    f"spacing=None is not allowed: these weights are for {self.spacing} mm (z, y, x); "
-                    "allowed: three positive numbers in mm, one per axis of the array"
-                )
-            axes = range(3) if self.orientation is None else images.patient_axes(want)
-            target = [self.spacing[axis] for axis in axes]
-            sides = [max(1, round(n * lengths[old] / new)) for n, old, new in zip(sides, order, target, strict=True)]
+        sides = self.sides_of(view.shape, None if lengths is None else [lengths[old] for old in order], want)
         whole = tuple(slice(0, n) for n in sides)
         if self.size is not None and self.fit == "resize":
             if sides != list(view.shape):
@@ -205,6 +204,28 @@ class Preprocess:
         cut = images.centre(sides, self._sides(sides)) if self.statistics == "fixed" else whole
         return images.sample(view, sides, cut)[None, None]
 
+    def sides_of(self, sides: Sequence[int], lengths: Sequence[float] | None, want: str) -> list[int]:
+        """Return the sides (D, H, W) an image in orientation `want` is resampled to, before crop and padding.
+
+        Args:
+            sides: of the image, in that orientation.
+            lengths: mm of its voxels, in that orientation.
+            want: the orientation.
+
+        Raises:
+            VolumeError: these weights have a spacing, and the image has none.
+        """
+        if self.spacing is None:
+            return list(sides)
+        if lengths is None:
+            raise VolumeError(
+                f"spacing=None is not allowed: these weights are for {self.spacing} mm (z, y, x); "
+                "allowed: three positive numbers in mm, one per axis of the array"
+            )
+        axes = range(3) if self.orientation is None else images.patient_axes(want)
+        target = [self.spacing[axis] for axis in axes]
+        return [max(1, round(n * old / new)) for n, old, new in zip(sides, lengths, target, strict=True)]
+
     def _sides(self, now: Sequence[int]) -> tuple[int, ...]:
         """Return the sides that a tensor of sides `now` is cropped and padded to; the colours of a picture stay."""
         if self.size is not None:
@@ -214,24 +235,22 @@ class Preprocess:
 
     def _finish(self, x: Tensor) -> Tensor:
         """Window, scale, crop and pad, normalise (1, C, D, H, W); padding is treated like the image."""
-        pad = x.new_tensor(self._padding)
-        if self.window is not None:
-            x, pad = self._windowed(x, self.window), self._windowed(pad, self.window)
+        pad = float(self.windowed(x.new_tensor(self.padding)))
+        x = self.windowed(x)
         mean, std = self._statistics(x)
-        x = images.fitted(x, self._sides(x.shape[2:]), float(pad))
+        x = images.fitted(x, self._sides(x.shape[2:]), pad)
+        return self.normalised(x, mean, std).expand(-1, self.channels, -1, -1, -1).contiguous()
+
+    def normalised(self, x: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
+        """Return windowed values with this mean and std taken off; see `statistics`."""
         normal = (x - mean) / std
-        if self.statistics == "positive":
-            normal = normal.masked_fill(x == 0, 0.0)
-        return normal.expand(-1, self.channels, -1, -1, -1).contiguous()
+        return normal.masked_fill(x == 0, 0.0) if self.statistics == "positive" else normal
 
     def _statistics(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
         if self.statistics == "fixed":
             return self._of_channels(self.mean, x), self._of_channels(self.std, x)
         if self.statistics == "positive" and not len(x := x[x > 0]):
-            raise VolumeError(
-                "no voxel of the image is above 0, and these weights take mean and std of those that are. Next: check "
-                "that the image is not empty; values of a CT may need an offset"
-            )
+            raise nothing_positive()
         return x.mean(), x.std(unbiased=False).clamp_min(1e-6)
 
     def _of_channels(self, value: Colours, x: Tensor) -> Tensor | float:
@@ -240,11 +259,15 @@ class Preprocess:
         return x.new_tensor(value).view(1, 3, 1, 1, 1) if self.channels == 3 else sum(value) / 3
 
     @property
-    def _padding(self) -> float:
+    def padding(self) -> float:
+        """The value of padding, in the image's units."""
         return self.pad if self.pad is not None else self.window[0] if self.window is not None else 0.0
 
-    def _windowed(self, x: Tensor, window: tuple[float, float]) -> Tensor:
-        low, high = window
+    def windowed(self, x: Tensor) -> Tensor:
+        """Return values in the image's units (HU) clipped to the window and scaled; as they are without a window."""
+        if self.window is None:
+            return x
+        low, high = self.window
         x = x.clamp(low, high)
         if self.scale is None:
             return x
@@ -256,7 +279,7 @@ class Preprocess:
         if self.fit == "crop":
             size = f"at least {self.minimum}, a multiple of {self.divisor}"
             lines.append(f"centre crop or pad to {self.size}" if self.size is not None else size)
-            lines.append(f"padding {_said(self._padding)} {self._units}")
+            lines.append(f"padding {_said(self.padding)} {self._units}")
         return "\n".join([*lines, self.note] if self.note else lines)
 
     @property
@@ -298,6 +321,14 @@ class Preprocess:
         if self.channels == 3:
             return f"({', '.join(map(_said, value))}) of the channels"
         return f"{_said(sum(value) / 3)}, the average of {', '.join(map(_said, value))}"
+
+
+def nothing_positive() -> VolumeError:
+    """Return the error of an image without a voxel above 0, for weights that take the statistics of those."""
+    return VolumeError(
+        "no voxel of the image is above 0, and these weights take mean and std of those that are. Next: check that the "
+        "image is not empty; values of a CT may need an offset"
+    )
 
 
 def _checked(key: str, value: Any, length: int, *, whole: bool, positive: bool) -> Any:

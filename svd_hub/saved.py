@@ -47,6 +47,7 @@ def save(model: Any, path: str | os.PathLike[str], *, classes: tuple[str, ...] |
         "task": getattr(model, "task", "classification") if count else entry.task,
         "classes": list(names),
         "preprocess": dataclasses.asdict(model.preprocess),
+        "inference": model.inference.data(),
         "licence": entry.licence,
         "licence_url": entry.licence_url,
         "trained_on": entry.trained_on,
@@ -151,6 +152,7 @@ def entry_as_in(file: Path, entry: Entry) -> Entry:
         task=found.task,
         classes=found.classes,
         preprocess_data=found.preprocess_data,
+        inference_data=found.inference_data,
     )
 
 
@@ -170,6 +172,7 @@ def entry_of_file(file: Path) -> Entry:
         "task": base.task if base else "backbone",
         "classes": base.classes if base else (),
         "preprocess": base.preprocess_data if base else {},
+        "inference": base.inference_data if base else {},
         "licence": base.licence if base else NOT_STATED,
         "licence_url": base.licence_url if base else "",
         "trained_on": base.trained_on if base else "",
@@ -193,6 +196,7 @@ def entry_of_file(file: Path) -> Entry:
             citation=base.citation if base else "",
             link=base.link if base else "",
             preprocess_data=dict(rest["preprocess"]),
+            inference_data=dict(rest["inference"]),
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(

@@ -18,6 +18,7 @@ from .adapt import plain
 from .checkpoint import diagnose
 from .entry import Entry, Source
 from .errors import OptionError
+from .inference import Inference
 from .models import Backbone
 from .preprocess import Preprocess
 from .report import LoadReport
@@ -56,8 +57,9 @@ def task_model(
         **options: the network's own; `encoder_options` among them, laid over what the backbone was built with.
 
     Returns:
-        The network, on the backbone's device, in its precision and mode. It carries `.entry`, `.preprocess` and
-        `.options`: `svd_hub.save` writes it, and `load` of that file rebuilds it alone.
+        The network, on the backbone's device, in its precision and mode. It carries `.entry`, `.preprocess`,
+        `.inference` (set another one for other windows) and `.options`: `svd_hub.save` writes it, and `load` of that
+        file rebuilds it alone.
 
     Raises:
         OptionError: not such a backbone or architecture, or options that do not fit the weights; says what is allowed.
@@ -80,7 +82,7 @@ def task_model(
     asked["encoder_options"] = dict(getattr(network, "encoder_options", given))
     _fill(network, backbone, entry)
     network.train(backbone.training)
-    network.options, network.preprocess = asked, preprocess
+    network.options, network.preprocess, network.inference = asked, preprocess, Inference()
     network.entry = dataclasses.replace(
         entry,
         summary=f"{architecture} on {entry.name}",
@@ -98,6 +100,7 @@ def task_model(
         recipe="",
         notes=(),
         preprocess_data=dataclasses.asdict(preprocess),
+        inference_data={},
         metrics=(),
         checked="never",
         checked_on="",

@@ -32,6 +32,11 @@ def run(model: Any, x: Tensor) -> Any:
         return model(x)
 
 
+def close(found: Tensor, wanted: Tensor) -> None:
+    """The same tensors at other places in memory may differ in the last bits: MKL's sums go by alignment."""
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def made(backbone: Any, architecture: str = "unet3d", **options: Any) -> tuple[Any, Any]:
     options = {"num_classes": 4, "classes": ORGANS, **options}
     return svd_hub.task_model(backbone, architecture, return_report=True, **options)
@@ -209,11 +214,13 @@ def test_a_saved_network_takes_another_head_input_or_none(tmp_path: Path) -> Non
     assert run(other, x).shape == (1, 2, 16, 16, 16)
     assert set(report.missing) == {"decode_head.conv_seg.weight", "decode_head.conv_seg.bias"}
     pyramid = run(svd_hub.load(path, features_only=True), x)
-    for name, level in model.features(x).items():
-        assert torch.equal(pyramid[name], level)
+    with torch.inference_mode():
+        levels, decoded = model.features(x), model.decode(model.features(x))
+    for name, level in levels.items():
+        close(pyramid[name], level)
     assert torch.equal(run(svd_hub.load(path, num_classes=0), x), pyramid["layer4"].mean((2, 3, 4)))
     dense = run(svd_hub.load(path, num_classes=0, keep_decoder=True), x)
-    assert torch.equal(dense, model.decode(model.features(x)))
+    close(dense, decoded)
     two = svd_hub.load(path, in_channels=2)
     torch.testing.assert_close(run(two, x.expand(-1, 2, -1, -1, -1)), run(model, x), rtol=1e-3, atol=1e-3)
     with pytest.raises(OptionError, match=r"encoder_options=.* does not fit the weights"):
@@ -227,7 +234,7 @@ def test_a_saved_network_does_not_depend_on_what_the_task_s_form_becomes(
     path, x = svd_hub.save(model, tmp_path / "m.safetensors"), image(1, 1, 16, 16, 16)
     monkeypatch.setattr(UNet3D, "forms", {"resnet3d": {"stem_stride": 2, "strides": (1, 2, 2, 1), "depth_stride": 1}})
     assert made(svd_hub.load(OURS))[0].feature_info[0].stride == (1, 2, 2)
-    assert torch.equal(run(svd_hub.load(path), x), run(model, x))
+    close(run(svd_hub.load(path), x), run(model, x))
 
 
 def test_a_table_compares_as_json_gives_it_back() -> None:

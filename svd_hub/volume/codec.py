@@ -7,6 +7,7 @@ user's, only a frame that was checked and wrapped anew.
 
 from __future__ import annotations
 
+import io
 import struct
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Self
 import numpy as np
 
 from ..errors import VolumeError
-from . import streams
+from . import memory, streams
 from .layout import Layout
 from .libraries import pydicom, quiet, simpleitk
 
@@ -42,7 +43,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._worker: subprocess.Popen[bytes] | None = None
-        self._frames: tuple[Layout | None, list[bytes]] = (None, [])  # of the file that was asked for last
+        self._frames: tuple[Layout | None, Frames] = (None, Frames(0))  # of the file that was asked for last
 
     def __enter__(self) -> Self:
         return self
@@ -115,20 +116,47 @@ class Decoder:
             self._worker = None
 
 
-def frames_of(layout: Layout) -> list[bytes]:
+class Frames:
+    """Compressed frames, one after another in an array of `memory`: a film of any length needs memory for one."""
+
+    def __init__(self, count: int) -> None:
+        """Make room for `count` bytes."""
+        self._bytes = memory.empty((count,), np.uint8)
+        self._ends = [0]
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        part = self._bytes[self._ends[index] : self._ends[index + 1]]
+        frame = part.tobytes()
+        memory.release(part)
+        return frame
+
+    def append(self, frame: bytes) -> None:
+        """Put a frame behind the others."""
+        start = self._ends[-1]
+        part = self._bytes[start : start + len(frame)]
+        part[...] = np.frombuffer(frame, np.uint8)
+        memory.release(part)
+        self._ends.append(start + len(frame))
+
+
+def frames_of(layout: Layout) -> Frames:
     """Return the compressed frames of a file.
 
     Raises:
         VolumeError: not as many as its header declares.
     """
     with streams.open_regular(layout.path) as file:
+        found = Frames(max(0, file.seek(0, io.SEEK_END) - layout.offset))
         file.seek(layout.offset)
-        data = file.read()
-    try:
-        with quiet():
-            found = list(pydicom().encaps.generate_frames(data, number_of_frames=layout.frames))
-    except Exception:  # a damaged table of fragments can fail in any way at all
-        raise VolumeError(_DAMAGED) from None
+        try:
+            with quiet():
+                for frame in pydicom().encaps.generate_frames(file, number_of_frames=layout.frames):
+                    found.append(frame)
+        except Exception:  # a damaged table of fragments can fail in any way at all
+            raise VolumeError(_DAMAGED) from None
     if len(found) != layout.frames:
         raise VolumeError(f"it holds {len(found)} of {layout.frames} compressed frames. Next: copy the files again")
     return found

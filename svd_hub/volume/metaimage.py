@@ -19,7 +19,7 @@ from .record import Volume, finish
 from .values import check_bytes, rescaled
 
 _HEADER = 1 << 16
-_TYPES = {
+TYPES = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
     "MET_SHORT": "i2",
@@ -55,10 +55,10 @@ def read_metaimage(path: Path, *, modality: str, largest: int) -> Volume:
     with streams.open_regular(path) as file:
         fields, offset = _fields(file.read(_HEADER))
     size = _size(fields)
-    if fields.get("elementtype", "") not in _TYPES:
+    if fields.get("elementtype", "") not in TYPES:
         raise VolumeError(_damaged(f"ElementType {fields.get('elementtype', 'none')[:30]!r}"))
     order = ">" if _yes(fields, "binarydatabyteordermsb") else "<"
-    dtype = np.dtype(order + _TYPES[fields["elementtype"]])
+    dtype = np.dtype(order + TYPES[fields["elementtype"]])
     if not _yes(fields, "binarydata", default=True) or int(_numbers(fields, "headersize", "0", 1)[0]) not in (0, -1):
         raise VolumeError(
             "MetaImage voxels as text, or behind a foreign header, are not allowed. Next: save it as .mha"
@@ -83,7 +83,8 @@ def read_metaimage(path: Path, *, modality: str, largest: int) -> Volume:
         )
     unit = "HU" if modality == "CT" else ""
     stored = dtype if scale == [1, 0] else None
-    return finish(rescaled(raw, *scale), grid, modality=modality, unit=unit, notes=notes, stored=stored)
+    raw = rescaled(raw, *scale)
+    return finish(raw, grid, modality=modality, unit=unit, notes=notes, stored=stored)
 
 
 def _fields(head: bytes) -> tuple[dict[str, str], int]:

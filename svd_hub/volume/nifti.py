@@ -18,12 +18,12 @@ from .grid import Grid, grid_of
 from .record import Volume, finish
 from .values import check_bytes, rescaled
 
-_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _NOT_GREY = {32: "complex", 1792: "complex", 2048: "complex", 128: "RGB colour", 2304: "RGBA colour", 1: "one-bit"}
 _UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: not said (mm by custom), metre, mm, micrometre
-_TO_LPS = np.array([-1.0, -1.0, 1.0])  # NIfTI's x and y run to Right and Anterior
+TO_LPS = np.array([-1.0, -1.0, 1.0])  # NIfTI's x and y run to Right and Anterior
 # name: (offset, struct format) in NIfTI-1 and in NIfTI-2
-_FIELDS = {
+FIELDS = {
     "dim": ((40, "8h"), (16, "8q")),
     "datatype": ((70, "h"), (12, "h")),
     "bitpix": ((72, "h"), (14, "h")),
@@ -58,13 +58,13 @@ def read_nifti(path: Path, head: bytes, *, packed: bool, modality: str, largest:
     fields = _fields(head)
     size = _size(fields["dim"])
     code = fields["datatype"][0]
-    if code not in _TYPES:
+    if code not in TYPES:
         kind = _NOT_GREY.get(code, f"number {code}")
         raise VolumeError(
             f"the voxels of the NIfTI file are of the type {kind}; allowed: integers and real numbers. "
             "Next: export one grey volume"
         )
-    dtype = np.dtype(fields["order"] + _TYPES[code])
+    dtype = np.dtype(fields["order"] + TYPES[code])
     if fields["bitpix"][0] != 8 * dtype.itemsize:
         raise VolumeError(_damaged(f"bitpix {fields['bitpix'][0]} beside a type of {8 * dtype.itemsize} bits"))
     first = 352 if fields["version"] == 1 else 544
@@ -79,8 +79,9 @@ def read_nifti(path: Path, head: bytes, *, packed: bool, modality: str, largest:
     with streams.open_regular(path) as file:
         raw = streams.voxels(file, offset=int(offset), shape=size, dtype=dtype, packing="file" if packed else "")
     unscaled = (slope, intercept) == (1, 0)
+    raw = rescaled(raw, slope, intercept)
     return finish(
-        rescaled(raw, slope, intercept),
+        raw,
         grid,
         modality=modality,
         unit="HU" if modality == "CT" else "",
@@ -99,7 +100,7 @@ def _fields(head: bytes) -> dict[str, Any]:
                         "the file is the header of a NIfTI pair (.hdr and .img); allowed: one file. "
                         "Next: save it as .nii or .nii.gz"
                     )
-                places = {name: both[version - 1] for name, both in _FIELDS.items()}
+                places = {name: both[version - 1] for name, both in FIELDS.items()}
                 found = {name: struct.unpack_from(order + kind, head, at) for name, (at, kind) in places.items()}
                 return {**found, "order": order, "version": version}
     raise VolumeError(_damaged("sizeof_hdr is neither 348 nor 540"))
@@ -124,7 +125,7 @@ def _grid(fields: dict[str, Any], size: tuple[int, int, int]) -> tuple[Grid, lis
     if unit is None:
         raise VolumeError(_damaged(f"xyzt_units {fields['xyzt_units'][0]}"))
     notes = [] if unit == 1 else ["the header's lengths were not in mm and are converted"]
-    scale = unit * _TO_LPS
+    scale = unit * TO_LPS
     qform, sform = (code > 0 for code in fields["codes"])
     if sform:
         rows = np.reshape(fields["sform"], (3, 4)) * scale[:, None]

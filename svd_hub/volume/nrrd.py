@@ -20,7 +20,7 @@ from .record import Volume, finish
 from .values import check_bytes, rescaled
 
 _HEADER = 1 << 20  # bytes a header may have: key/value pairs of other tools can be long
-_TYPES = {
+TYPES = {
     "i1": "signed char|int8|int8_t",
     "u1": "uchar|unsigned char|uint8|uint8_t",
     "i2": "short|short int|signed short|signed short int|int16|int16_t",
@@ -32,7 +32,7 @@ _TYPES = {
     "f4": "float",
     "f8": "double",
 }
-_CODES = {name: code for code, names in _TYPES.items() for name in names.split("|")}
+_CODES = {name: code for code, names in TYPES.items() for name in names.split("|")}
 _SPACES = {  # the signs that bring a space to Left, Posterior, Superior
     "left-posterior-superior": (1, 1, 1),
     "lps": (1, 1, 1),
@@ -82,7 +82,8 @@ def read_nrrd(path: Path, *, modality: str, largest: int) -> Volume:
             offset = max(offset, file.seek(0, 2) - count)
         raw = streams.voxels(file, offset=offset, shape=size, dtype=dtype, packing=packing)
     unit = "HU" if modality == "CT" else ""
-    return finish(rescaled(raw, 1, 0), grid, modality=modality, unit=unit, notes=notes, stored=dtype)
+    raw = rescaled(raw, 1, 0)
+    return finish(raw, grid, modality=modality, unit=unit, notes=notes, stored=dtype)
 
 
 def _fields(head: bytes) -> tuple[dict[str, str], int]:

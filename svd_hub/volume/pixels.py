@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 
 import numpy as np
 
 from ..errors import VolumeError
+from . import memory
 from .dicom import Plane
 from .frames import stored
 from .stack import Stack
@@ -30,20 +32,21 @@ def voxels(stack: Stack, modality: str, largest: int, notes: list[str]) -> np.nd
     """
     whole = all(is_whole(plane.slope) and is_whole(plane.intercept) for plane in stack.planes) and not stack.shifts
     check_bytes(stack.grid.size, 2 if whole else 4, largest)
-    out = np.empty(stack.grid.size, np.int16 if whole else np.float32)
+    out = memory.empty(stack.grid.size, np.int16 if whole else np.float32)
     inverted = stack.planes[0].layout.inverted and modality != "CT"
     low, high = math.inf, -math.inf
-    padded: list[tuple[int, np.ndarray]] = []
+    padded: list[tuple[int, bytes]] = []
     for plane, slot, (raw, mask) in zip(stack.planes, stack.slots, stored(stack.planes), strict=True):
         if out.dtype == np.int16 and not _fits(raw, plane):
             check_bytes(stack.grid.size, 4, largest)
-            out = out.astype(np.float32)
+            out = _widened(out)
         target = out[slot, : raw.shape[0], : raw.shape[1]]  # its corner: `_shear` moves it where a tilt asks for it
         _rescale(raw, plane, target)
         if mask is not None:
-            padded.append((slot, np.packbits(mask)))
+            padded.append((slot, zlib.compress(np.packbits(mask), 1)))
         if modality != "CT" and (seen := target if mask is None else target[~mask]).size:
             low, high = min(low, float(seen.min())), max(high, float(seen.max()))
+        memory.release(out[slot])
     fill = float(AIR) if modality == "CT" else high if inverted else low
     if not math.isfinite(fill):
         raise VolumeError("every voxel is padding: an empty image; allowed: an image. Next: check the export")
@@ -52,12 +55,19 @@ def voxels(stack: Stack, modality: str, largest: int, notes: list[str]) -> np.nd
         _shear(out, stack, fill)
     _fill_gaps(out, stack.slots)
     if inverted:
-        for image in out:
+        for (image,) in memory.planes(out):
             np.subtract(low + high, image, out=image, casting="unsafe")
         notes.append("MONOCHROME1: inverted within its range, so that high values are bright")
     elif stack.planes[0].layout.inverted:
         notes.append("MONOCHROME1 is about display only: HU are as they are stored")
     return narrowed(out) if out.dtype == np.float32 else out
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    """Return an array as float32."""
+    out = memory.empty(array.shape, np.float32)
+    memory.copy(array, out)
+    return out
 
 
 def _fits(raw: np.ndarray, plane: Plane) -> bool:
@@ -85,14 +95,15 @@ def _rescale(raw: np.ndarray, plane: Plane, out: np.ndarray) -> None:
 
 
 def _see_to_padding(
-    out: np.ndarray, stack: Stack, padded: list[tuple[int, np.ndarray]], fill: float, notes: list[str]
+    out: np.ndarray, stack: Stack, padded: list[tuple[int, bytes]], fill: float, notes: list[str]
 ) -> None:
     """Give padding the low end: air for CT, the lowest value of the image for others."""
     rows, columns = stack.planes[0].layout.rows, stack.planes[0].layout.columns
     total = 0
     for slot, bits in padded:
-        mask = np.unpackbits(bits, count=rows * columns).reshape(rows, columns).astype(bool)
-        out[slot, :rows, :columns][mask] = fill
+        mask = np.unpackbits(np.frombuffer(zlib.decompress(bits), np.uint8), count=rows * columns).astype(bool)
+        out[slot, :rows, :columns][mask.reshape(rows, columns)] = fill
+        memory.release(out[slot])
         total += int(mask.sum())
     if total:
         notes.append(f"{total} voxels are padding (PixelPaddingValue): set to {fill:g}")
@@ -119,6 +130,7 @@ def _shear(out: np.ndarray, stack: Stack, fill: float) -> None:
                 moved = (1 - part) * moved + part * behind
             image = moved
         out[slot] = image
+        memory.release(out[slot])
 
 
 def _fill_gaps(out: np.ndarray, slots: tuple[int, ...]) -> None:
@@ -128,3 +140,4 @@ def _fill_gaps(out: np.ndarray, slots: tuple[int, ...]) -> None:
             weight = (slot - before) / (after - before)
             mixed = out[before] * np.float32(1 - weight) + out[after] * np.float32(weight)
             out[slot] = np.rint(mixed) if out.dtype == np.int16 else mixed
+        memory.release(out[before : after + 1])

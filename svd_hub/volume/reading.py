@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 from ..errors import VolumeError, check_choice
-from . import streams
+from . import memory, streams
 from .dicom import Header, is_dicom, read_header
 from .metaimage import is_metaimage, read_metaimage
 from .nifti import is_nifti, read_nifti
@@ -59,7 +60,14 @@ def read(
     """
     check_choice("modality", modality, (None, "CT", "MR"))
     check_choice("missing", missing, ("refuse", "fill"))
-    path = Path(path)
+    volume = _read(Path(path), series, modality, missing, largest)
+    if volume.array.nbytes < memory.MAPPED or memory.is_mapped(volume.array):
+        return volume
+    note = "all of it is held in memory: the folder of temporary files has no room for it (TMPDIR names another)"
+    return dataclasses.replace(volume, notes=(*volume.notes, note))
+
+
+def _read(path: Path, series: str | int | None, modality: str | None, missing: str, largest: int) -> Volume:
     if path.is_dir():
         return _read_dicom(path, series, modality, missing, largest)
     head, packed = streams.head_of(path, name=str(path))

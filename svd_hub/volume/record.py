@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import VolumeError, check_choice
-from . import values
+from . import memory, values
 from .grid import CANONICAL, Grid, Turn, check_spacing, grid_of
 from .libraries import simpleitk
 
@@ -30,7 +30,8 @@ class Volume:
     """Voxels with axes (D, H, W) that run to Superior, Posterior and Left, and where they came from.
 
     Attributes:
-        array: (D, H, W), int16 where that is exact, float32 otherwise. Contiguous.
+        array: (D, H, W), int16 where that is exact, float32 otherwise. Contiguous. A large one that was read lies in a
+            file without a name (see `memory`): go through it plane by plane, and `release` what you have gone through.
         grid: size, spacing (z, y, x) in mm, origin and direction of `array`. Oblique volumes keep their cosines.
         modality: "CT", "MR", "PT", "NM", or "" where nobody said.
         unit: "HU", what the file says, or "".
@@ -117,6 +118,30 @@ class Volume:
         grid, notes = grid_of(image.GetSize()[::-1], direction * image.GetSpacing(), image.GetOrigin())
         return _from_memory(simpleitk().GetArrayFromImage(image), grid, modality, notes)
 
+    @classmethod
+    def from_affine(cls, array: np.ndarray, affine: np.ndarray, *, modality: str | None = None) -> Volume:
+        """Return the volume of an array as nibabel and MONAI have it.
+
+        Args:
+            array: (x, y, z), real numbers.
+            affine: (4, 4), from voxels (x, y, z) to mm to the Right, Anterior, Superior.
+            modality: "CT" (then the values are HU), "MR", or None.
+
+        Raises:
+            VolumeError: not such an array, or an affine that is no grid of right angles.
+            OptionError: `modality` is not allowed.
+        """
+        found, matrix = np.asarray(array), np.asarray(affine, dtype=float)
+        if found.ndim != 3 or matrix.shape != (4, 4):
+            raise VolumeError(
+                f"an array {found.shape} with an affine {matrix.shape} is not allowed; allowed: three axes and (4, 4). "
+                "Next: take one volume, one channel"
+            )
+        to_lps = np.array([-1.0, -1.0, 1.0])
+        steps, origin = matrix[:3, :3] * to_lps[:, None], matrix[:3, 3] * to_lps
+        grid, notes = grid_of(found.shape[::-1], steps, origin, what="columns of the affine")
+        return _from_memory(found.transpose(2, 1, 0), grid, modality, notes)
+
     def undo(self, array: np.ndarray) -> np.ndarray:
         """Return an array (..., D, H, W) of this volume's shape, such as a mask, on the input's axes, exactly.
 
@@ -124,7 +149,30 @@ class Volume:
             VolumeError: another shape.
         """
         self.check_shape(array)
-        return np.ascontiguousarray(self.turn.undo(array))
+        return _contiguous(self.turn.undo(array))
+
+    def undone(self, array: np.ndarray, dtype: Any = None) -> Iterator[np.ndarray]:
+        """Yield what `undo` gives of an array (D, H, W), a few planes of the input at a time.
+
+        Args:
+            array: of this volume's shape.
+            dtype: what its numbers become, None for what they are.
+
+        Raises:
+            VolumeError: another shape.
+        """
+        self.check_shape(array)
+        turned = self.turn.undo(array)
+        step = max(1, memory.SLAB // turned[:1].nbytes)
+        for start in range(0, len(turned), step):
+            part = turned[start : start + step]
+            out = np.empty(part.shape, dtype or array.dtype)
+            memory.copy(part, out)
+            yield out
+
+    def release(self) -> None:
+        """Give back the memory of voxels that were touched; they come back from the file as they are touched again."""
+        memory.release(self.array)
 
     def undo_image(self, array: np.ndarray) -> Any:
         """Return an array (D, H, W) of this volume's shape as a SimpleITK image on the input's grid."""
@@ -140,16 +188,17 @@ class Volume:
         """
         if not self.sources:
             raise VolumeError("the volume did not come from DICOM: it has no images. Next: use undo() or write_mask()")
-        planes = self.undo(mask)[[source.plane for source in self.sources]]
-        if not self.shifts:
-            return planes
-        down = [round(dy) for dy, _ in self.shifts]
-        right = [round(dx) for _, dx in self.shifts]
+        undone = self.undo(mask)
+        shifts = self.shifts or ((0.0, 0.0),) * len(self.sources)
         # The corrected grid is larger than an image by the largest shift, rounded up: see `stack`.
-        rows = planes.shape[1] - int(np.ceil(max(dy for dy, _ in self.shifts) - 1e-9))
-        columns = planes.shape[2] - int(np.ceil(max(dx for _, dx in self.shifts) - 1e-9))
-        cut = [plane[y : y + rows, x : x + columns] for plane, y, x in zip(planes, down, right, strict=True)]
-        return np.stack(cut)
+        rows = undone.shape[1] - int(np.ceil(max(dy for dy, _ in shifts) - 1e-9))
+        columns = undone.shape[2] - int(np.ceil(max(dx for _, dx in shifts) - 1e-9))
+        planes = memory.empty((len(self.sources), rows, columns), undone.dtype)
+        for source, (dy, dx), (plane,) in zip(self.sources, shifts, memory.planes(planes), strict=True):
+            y, x = round(dy), round(dx)
+            plane[...] = undone[source.plane, y : y + rows, x : x + columns]
+            memory.release(undone[source.plane])
+        return planes
 
     def check_shape(self, array: np.ndarray) -> None:
         """Refuse an array that does not lie on this volume.
@@ -212,7 +261,7 @@ def finish(
     if (came := grid.axes) != CANONICAL:
         said.append(f"the input's axes z, y, x run to {came}; brought to {CANONICAL}, and undone in what is written")
     return Volume(
-        array=np.ascontiguousarray(turn.apply(array)),
+        array=_contiguous(turn.apply(array)),
         grid=canonical,
         modality=modality,
         unit=unit,
@@ -222,6 +271,15 @@ def finish(
         sources=sources,
         shifts=shifts,
     )
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    """Return an array (..., z, y, x) whose voxels follow each other: itself where they do."""
+    if array.flags.c_contiguous:
+        return array
+    out = memory.empty(array.shape, array.dtype)
+    memory.copy(array, out)
+    return out
 
 
 def _from_memory(array: np.ndarray, grid: Grid, modality: str | None, notes: Sequence[str] = ()) -> Volume:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ..errors import VolumeError
+from . import memory
 
 _PACKED, _UNPACKED = 1 << 18, 1 << 20  # bytes taken at a time; fewer packed ones leave less to be copied over
 _SLACK = 1 << 20  # bytes tolerated behind the voxels of a gzip stream
@@ -167,24 +168,28 @@ def voxels(
             f"the header declares {count} bytes of voxels and the file holds {max(here, 0)}"
             f"{' packed' if packing else ''}: it is cut off or damaged. Next: copy it again, or export it again"
         )
-    out = np.empty(count, np.uint8)
-    view = out.data
+    out = memory.empty((count,), np.uint8)
     file.seek(0 if packing == "file" else offset)
-    if not packing:
-        have = _read_into(file, view)
-    else:
+    stream = None
+    if packing:
         stream = Inflated(file, wbits=15 if packing == "zlib" else 31)
         if packed >= 0:
             stream.limit(packed)
         if packing == "file":
             stream.read(offset)
-        have = stream.read_into(view)
+    have = 0
+    for start in range(0, count, memory.SLAB):
+        part = out[start : start + memory.SLAB]
+        have += _read_into(file, part.data) if stream is None else stream.read_into(part.data)
+        memory.release(part)
+        if have < start + len(part):
+            break
     if have < count:
         raise VolumeError(
             f"the header declares {count} bytes of voxels and the file holds {have}: it is cut off or damaged. "
             "Next: copy it again, or export it again"
         )
-    if packing:
+    if stream is not None:
         stream.finish()
     return out.view(dtype).reshape(shape)
 
@@ -192,7 +197,7 @@ def voxels(
 def _read_into(file: BinaryIO, view: memoryview) -> int:
     have = 0
     while have < len(view):
-        part = file.readinto(view[have : have + (64 << 20)])  # type: ignore[attr-defined]
+        part = file.readinto(view[have:])  # type: ignore[attr-defined]
         if not part:
             break
         have += part

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ..errors import VolumeError
+from . import memory
 
 LARGEST = 4 * 2**30  # bytes of voxels read at most unless told otherwise: 4,096 slices of 512 x 512 in float32
 AIR = -1024  # HU: the low end of the CT scale that scanners store
@@ -46,29 +48,38 @@ def rescaled(raw: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     if raw.dtype == np.int16 and raw.dtype.isnative and (slope, intercept) == (1, 0):
         return raw
     if raw.dtype.kind in "iu" and raw.dtype.itemsize <= 4 and is_whole(slope) and is_whole(intercept):
-        ends = [int(raw.min()) * int(slope) + int(intercept), int(raw.max()) * int(slope) + int(intercept)]
+        ends = [int(end) * int(slope) + int(intercept) for end in extremes(raw)]
         if _INT16.min <= min(ends) and max(ends) <= _INT16.max:
-            if (slope, intercept) == (1, 0):
-                return raw.astype(np.int16, copy=False)
-            out = np.empty(raw.shape, np.int16)
-            for k, plane in enumerate(raw):
-                out[k] = plane.astype(np.int64) * int(slope) + int(intercept)
+            out = memory.empty(raw.shape, np.int16)
+            for plane, target in memory.planes(raw, out):
+                target[...] = plane
+                if (slope, intercept) != (1, 0):
+                    target[...] = plane.astype(np.int64) * int(slope) + int(intercept)
             return out
     if raw.dtype == np.float32 and (slope, intercept) == (1, 0):
         return narrowed(raw)
-    out = np.empty(raw.shape, np.float32)
+    out = memory.empty(raw.shape, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite and is refused later
-        for k, plane in enumerate(raw):
-            out[k] = plane.astype(np.float64) * slope + intercept
+        for plane, target in memory.planes(raw, out):
+            target[...] = plane.astype(np.float64) * slope + intercept
     return narrowed(out)
 
 
 def narrowed(array: np.ndarray) -> np.ndarray:
     """Return a float32 array (z, y, x) as int16 where that changes no value, and as it is otherwise."""
-    for plane in array:
-        if not ((plane >= _INT16.min) & (plane <= _INT16.max)).all() or (plane != np.rint(plane)).any():
-            return array
-    return array.astype(np.int16)
+    out = memory.empty(array.shape, np.int16)
+    with np.errstate(invalid="ignore"):  # what int16 cannot hold comes out as another number, and is seen by that
+        for plane, target in memory.planes(array, out):
+            target[...] = plane
+            if (target != plane).any():
+                return array
+    return out
+
+
+def extremes(array: np.ndarray) -> tuple[Any, Any]:
+    """Return the lowest and the highest value of (z, y, x), both NaN where there is one."""
+    ends = [(plane.min(), plane.max()) for (plane,) in memory.planes(array)]
+    return np.min([low for low, _ in ends]), np.max([high for _, high in ends])
 
 
 def check_values(array: np.ndarray) -> tuple[float, float]:
@@ -77,9 +88,9 @@ def check_values(array: np.ndarray) -> tuple[float, float]:
     Raises:
         VolumeError: NaN or infinite values, or one value everywhere.
     """
-    low, high = array.min(), array.max()  # NaN wins both, so one pass tells
+    low, high = extremes(array)
     if array.dtype.kind == "f" and not (np.isfinite(low) and np.isfinite(high)):
-        wrong = sum(int((~np.isfinite(plane)).sum()) for plane in array)
+        wrong = sum(int((~np.isfinite(plane)).sum()) for (plane,) in memory.planes(array))
         raise VolumeError(
             f"{wrong} of {array.size} voxels are NaN or infinite; allowed: finite numbers. "
             f"Next: replace them where the file was made (for CT with {AIR}, air)"

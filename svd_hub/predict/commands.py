@@ -1,0 +1,136 @@
+"""The command `svd-hub predict`. Everything heavy is imported inside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import OptionError
+
+
+def predict(
+    entry: Annotated[str, typer.Argument(help="A name of the catalogue, or a .safetensors file of your own.")],
+    inputs: Annotated[list[Path], typer.Argument(help="DICOM folders, NIfTI, NRRD, MetaImage files, or photographs.")],
+    out: Annotated[Path, typer.Option(help="The folder of the results: one inside it for each input.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 (GPUs).")] = "float32",
+    each: Annotated[bool, typer.Option(help="Every file and folder inside INPUT is an input of its own.")] = False,
+    names: Annotated[bool, typer.Option(help="Name results after the inputs, not by their content.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Make again what is there from other weights or options.")] = False,
+    series: Annotated[str, typer.Option(help="Of a DICOM folder with several: UID or number.")] = "",
+    fill_gaps: Annotated[bool, typer.Option(help="Fill missing DICOM slices by interpolation.")] = False,
+    point: Annotated[str, typer.Option(help="Classifiers: X,Y,Z mm (Left, Posterior, Superior) to cut about.")] = "",
+    key_slice: Annotated[
+        list[int] | None, typer.Option(help="Detectors: a key slice, from 0 at the lowest; repeat.")
+    ] = None,
+    least_score: Annotated[float, typer.Option(help="Detectors: leave out findings below.")] = 0.1,
+    most: Annotated[int, typer.Option(help="Detectors: findings at most.")] = 100,
+    mask: Annotated[str, typer.Option(help="Format of masks: nii.gz, nii, nrrd, mha.")] = "nii.gz",
+    dicom: Annotated[bool, typer.Option(help="DICOM SEG or SR where the input is DICOM.")] = True,
+    picture: Annotated[bool, typer.Option(help="A PNG of each result.")] = True,
+    accept_licence: Annotated[bool, typer.Option(help="Consent to a licence that asks for it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each result as a line of JSON.")] = False,
+) -> None:
+    """Run an entry on images, with its own preprocessing: classify, segment or detect.
+
+    Masks come back on the input's own grid. Run it again after a stop: what is there is not made again. Exit code 1
+    where an input failed.
+    """
+    from .files import find_inputs, predict_files
+    from .outputs import RESULT, Outputs
+
+    want = Outputs(mask=mask, dicom=dicom, picture=picture)
+    found = find_inputs(inputs, each=each)
+    predictor = _predictor(entry, device, dtype, accept_licence=accept_licence)
+    options: dict[str, Any] = {"series": _series(series), "missing": "fill" if fill_gaps else "refuse"}
+    options["point"] = _point(point)
+    if predictor.task == "detection":
+        options |= {"planes": key_slice or None, "least_score": least_score, "most": most}
+    elif key_slice:
+        raise OptionError(f"--key-slice is for detectors; {entry} does {predictor.task}. Next: leave it out")
+    failed = 0
+    try:
+        with _bar(len(found)) as (step, done):
+            run = predict_files(
+                predictor, found, out, outputs=want, names=names, overwrite=overwrite, done=done, **options
+            )
+            for number, case in enumerate(run, start=1):
+                step()
+                failed += case.state == "failed"
+                if case.state == "failed":
+                    typer.secho(f"{number}/{len(found)} {case.path}: failed: {case.error}", fg="red", err=True)
+                elif as_json:
+                    typer.echo(json.dumps(json.loads((out / case.name / RESULT).read_text())))
+                else:
+                    note = "there already" if case.state == "there" else f"{sum(case.seconds.values()):.1f} s"
+                    typer.echo(f"{number}/{len(found)} {case.path} -> {out / case.name}  ({note})")
+                    typer.echo(_summary(json.loads((out / case.name / RESULT).read_text())))
+    except KeyboardInterrupt:
+        typer.echo("stopped. Next: the same command again; what is done is not done again", err=True)
+        raise typer.Exit(130) from None
+    if not as_json:
+        typer.echo("Research use. Not a medical device.")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _predictor(entry: str, device: str, dtype: str, *, accept_licence: bool) -> Any:
+    from .predictor import Predictor
+
+    return Predictor(entry, device=device, dtype=dtype, accept_licence=accept_licence)
+
+
+def _series(text: str) -> str | int | None:
+    return None if not text else int(text) if text.isdecimal() else text
+
+
+def _point(text: str) -> tuple[float, float, float] | None:
+    if not text:
+        return None
+    try:
+        x, y, z = (float(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(f"--point {text!r} is not allowed; allowed: X,Y,Z in mm, such as -35,12.5,1180") from None
+    return x, y, z
+
+
+def _summary(facts: dict[str, Any]) -> str:
+    """Return a result in a few lines."""
+    if facts["task"] == "segmentation":
+        parts = [f"{row['name']} {row['ml']:.1f} ml" for row in facts["classes"] if "ml" in row]
+        lines = [", ".join(parts)]
+    elif facts["task"] == "classification":
+        lines = [", ".join(f"{name} {share:.3f}" for name, share in list(facts["probabilities"].items())[:5])]
+    else:
+        rows = facts["findings"]
+        best = f", the surest {rows[0]['class']} {rows[0]['score']:.2f}" if rows else ""
+        lines = [f"{len(rows)} finding(s){best}"]
+    return "\n".join(f"  {line}" for line in [*lines, *(f"note: {note}" for note in facts["notes"])])
+
+
+@contextlib.contextmanager
+def _bar(count: int) -> Iterator[tuple[Callable[[], None], Callable[[int, int], None]]]:
+    """Yield what is called after each input and during one; a bar on stderr where someone watches."""
+    if not sys.stderr.isatty():
+        yield (lambda: None), (lambda now, total: None)
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+        inputs, parts = progress.add_task("inputs", total=count), progress.add_task("this one", total=None)
+        yield (
+            lambda: progress.advance(inputs),
+            lambda now, total: progress.update(parts, completed=now, total=total),
+        )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(predict)
