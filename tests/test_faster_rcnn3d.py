@@ -198,9 +198,34 @@ def test_a_depth_that_does_not_end_as_one_slice_is_refused(encoder: str, depth: 
     allowed = r"depth_stride=2.*allowed: 9 \(as trained\) to 12.*Next: .*depth_stride=1"
     with pytest.raises(OptionError, match=allowed):
         small(encoder)(image(1, 1, depth, 64, 64))
-    with pytest.raises(OptionError, match=allowed):
-        small(encoder, reduction="group", slices=depth)
+    if depth != 3:  # three are allowed where they are asked for
+        with pytest.raises(OptionError, match=allowed):
+            small(encoder, reduction="group", slices=depth)
     small(encoder, depth_stride=1)(image(1, 1, depth, 32, 32))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_three_slices_without_depth_preservation(encoder: str) -> None:
+    """Table VII: the same network, whose deep layers see one slice, so that no gradient reaches their outer taps."""
+    plain, deep = small(encoder, slices=3), small(encoder)
+    assert {n: t.shape for n, t in plain.state_dict().items()} == {n: t.shape for n, t in deep.state_dict().items()}
+    depths = [level.shape[2] for level in plain.features(image(1, 1, 3, 64, 64)).values()]
+    assert depths == [3, 3, 2, 1, 1]
+    kept = small(encoder, depth_stride=1)
+    for network, learns in ((plain, False), (kept, True)):
+        targets = [Target(torch.tensor([[10.0, 12, 40, 50]]), torch.tensor([1]))]
+        sum(network(image(1, 1, 3, 64, 64), targets).values()).backward()
+        deepest = [m for m in network.backbone.layer4.modules() if getattr(m, "kernel_size", ())[:1] == (3,)]
+        assert deepest
+        for convolution in deepest:
+            gradient = convolution.weight.grad.abs().amax((0, 1, 3, 4))
+            assert gradient[1] > 0
+            assert bool((gradient[[0, 2]] > 0).all()) == learns
+    assert [gtm.depth for gtm in small(encoder, reduction="group", slices=3).gtm] == (
+        [2, 1, 1, 1] if encoder == "p3d" else [3, 2, 1, 1]
+    )
+    with pytest.raises(OptionError, match=r"9 slices.*depth_stride=2; allowed: 1 to 4 \(slices=3 was asked for\)"):
+        plain(image(1, 1, 9, 64, 64))
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

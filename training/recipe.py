@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import OptionError, SvdHubError, nearest
+
+OPTIONS = "task.init_args.network.options."  # an architecture's own, of which the parser knows nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +126,15 @@ def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     parser.link_arguments("run.seed", "data.init_args.seed")  # one seed for everything
     # data that are read as the starting point asks for have an `init`; for others this is nothing
     parser.link_arguments("task.init_args.network.init", "data.init_args.init")
-    arguments = [f"--{key}={value}" for key, value in (overrides or {}).items()]
+    asked = dict(overrides or {})
+    options = {key: asked.pop(key) for key in list(asked) if key.startswith(OPTIONS)}
+    arguments = [f"--{key}={value}" for key, value in asked.items()]
     try:
         config = parser.parse_path(str(path))
         if arguments:
             config = parser.parse_args(arguments, namespace=config)
+        for key, value in options.items():
+            _lay(config.task.init_args.network.options, key.removeprefix(OPTIONS).split("."), value)
     except Exception as error:
         raise SvdHubError(f"recipe {path}: {_readable(error)}") from error
     return Recipe(
@@ -139,6 +146,19 @@ def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
         text=parser.dump(config, skip_unset=False),  # a null may stand for another default
         parser=parser,
     )
+
+
+def _lay(table: Any, path: list[str], value: Any) -> None:
+    """Set one value of nested tables, beside what is there; the parser would put a table of its own in their place.
+
+    Raises:
+        SvdHubError: something on the way is no table.
+    """
+    for name in path[:-1]:
+        table = table.setdefault(name, {}) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        raise SvdHubError(f"{OPTIONS}{'.'.join(path)} is not allowed: {path[-2]!r} is no table of options")
+    table[path[-1]] = yaml.safe_load(value) if isinstance(value, str) else value
 
 
 def _readable(error: Exception) -> str:

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...catalog import get_entry
-from ...errors import SvdHubError
 from ...models import build, option_names
 from ...saved import entry_of_file
 from ...variable_dimension import PRETRAIN_MEAN, PRETRAIN_STD, rgb_to_depth
 from ..precision import guard_cpu_bf16
 from ..twins import ResNet2D
+from .checks import check_finite
 from .optimiser import Optimiser as Optimiser
 from .optimiser import configure
 
@@ -113,12 +113,7 @@ class Classification(pl.LightningModule):
         x, label = batch
         logits = self(x)
         loss = F.cross_entropy(logits, label, weight=self.weights, label_smoothing=self.label_smoothing)
-        if not torch.isfinite(loss):
-            raise SvdHubError(
-                f"loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}): "
-                "the run is stopped, its last checkpoint is from before. "
-                "Next: a lower task.init_args.optimiser.lr, or run.precision=32-true"
-            )
+        check_finite(loss, self, batch_idx)
         hits = (logits.detach().argmax(1) == label).sum()
         self.sums += torch.stack([loss.detach() * len(label), hits, hits.new_tensor(len(label))]).to(self.sums)
         return loss
@@ -152,4 +147,4 @@ class Classification(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser with its per-step schedule."""
-        return configure(self.network, self.optimiser, steps=int(self.trainer.estimated_stepping_batches))
+        return configure(self.network, self.optimiser, self.trainer)

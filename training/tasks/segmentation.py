@@ -18,6 +18,7 @@ from ...skeleton import shapes
 from ...variable_dimension import PRETRAIN_MEAN, PRETRAIN_STD
 from ..evaluation import Triple, segmentation_metrics, sliding_window
 from ..precision import guard_cpu_bf16
+from .checks import check_finite
 from .classification import Network
 from .optimiser import Optimiser, configure
 
@@ -139,12 +140,7 @@ class Segmentation(pl.LightningModule):
         """Return the loss; a loss that is not finite stops the run with the batch named."""
         x, target = batch
         loss: Tensor = self.loss(self(x).float(), target[:, None])
-        if not torch.isfinite(loss):
-            raise SvdHubError(
-                f"loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}): "
-                "the run is stopped, its last checkpoint is from before. "
-                "Next: a lower task.init_args.optimiser.lr, or run.precision=32-true"
-            )
+        check_finite(loss, self, batch_idx)
         self.sums += self.sums.new_tensor([float(loss.detach()) * len(x), len(x)])
         return loss
 
@@ -181,4 +177,4 @@ class Segmentation(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser with its per-step schedule."""
-        return configure(self.network, self.optimiser, steps=int(self.trainer.estimated_stepping_batches))
+        return configure(self.network, self.optimiser, self.trainer)
