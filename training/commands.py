@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..errors import MissingExtraError
 
-Data = Annotated[Path | None, typer.Option(help="The data set's folder.")]
+Data = Annotated[Path | None, typer.Option(help="The data set's folder, or your own CSV (finetune-...).")]
 
 
 def _pairs(items: list[str]) -> dict[str, Any]:

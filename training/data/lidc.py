@@ -71,20 +71,20 @@ def read_nodules(folder: Path) -> list[Nodule]:
     return rows
 
 
-def crop_file(folder: Path, name: str) -> Path:
-    """Return where the crop of a nodule is; a name cannot lead out of the folder."""
-    return folder / "images" / f"{Path(name).name}.nii.gz"
+def crop_file(folder: Path, name: str, kind: str = "images") -> Path:
+    """Return where the crop of a nodule is, or its mask ("masks"); a name cannot lead out of the folder."""
+    return folder / kind / f"{Path(name).name}.nii.gz"
 
 
-def read_crop(folder: Path, name: str) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Return a crop in HU as (D, H, W) and its spacing in mm (z, y, x).
+def read_crop(folder: Path, name: str, kind: str = "images") -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Return a crop in HU, or its mask, as (D, H, W) and its spacing in mm (z, y, x).
 
     Raises:
         SvdHubError: there is no such crop.
     """
     import nibabel as nib
 
-    file = crop_file(folder, name)
+    file = crop_file(folder, name, kind)
     if not file.is_file():
         raise SvdHubError(f"{file} does not exist, though nodules.csv names it. Next: complete the folder")
     image: Any = nib.load(file)
@@ -168,9 +168,10 @@ class LidcNodules(ResumableData):
 
     def setup(self, stage: str) -> None:
         """Read and resample the crops into memory (130 kB each)."""
-        if stage == "fit":
+        if stage == "fit" and not hasattr(self, "train_set"):  # Lightning asks once more
             self.train_set = self._crops(self.train_folds, train=True)
-        self.val_set = self._crops(self.val_folds, train=False)
+        if not hasattr(self, "val_set"):
+            self.val_set = self._crops(self.val_folds, train=False)
 
     def examples(self) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield the evaluation split as `Preprocess` takes it, with labels."""
