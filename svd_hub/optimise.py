@@ -76,7 +76,7 @@ class FixedConv3d(nn.Module):
     def __init__(self, plain: nn.Conv3d) -> None:
         super().__init__()
         self.dtype = plain.weight.dtype
-        self._form: tuple[Any, ...] = (plain.padding, plain.stride, plain.dilation, plain.groups)
+        self._form: list[Any] = [plain.padding, plain.stride, plain.dilation, plain.groups]
         weight = plain.weight.detach()
         self._bias = None if plain.bias is None else plain.bias.detach()
         self._direct = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
