@@ -188,6 +188,7 @@ def finish(recipe: recipes.Recipe, task: Any, data: Any, run: Path) -> Path:
         "task": getattr(task.network, "task", "classification"),
         "classes": list(data.class_names()),
         "preprocess": data.preprocess(mean=task.mean, std=task.std),
+        "inference": {**data.inference(), **(task.inference() if hasattr(task, "inference") else {})},
         **origin,
     }
     checkpoint.write(target, task.network.state_dict(), record)

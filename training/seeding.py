@@ -79,6 +79,10 @@ class ResumableData(pl.LightningDataModule):
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.place = (0, 0)
 
+    def inference(self) -> dict[str, Any]:
+        """Return arguments of `svd_hub.Inference` that the data decide."""
+        return {}
+
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.place[0], "batches": self.place[1]}
 

@@ -86,11 +86,15 @@ class CocoImages(BoxData):
         return read_picture(self.pictures_of(split), picture, self.planes)
 
     def preprocess(self, *, mean: float, std: float) -> dict[str, Any]:
-        """Return the entry's `Preprocess` arguments: a picture as it is, which is to be resized before."""
-        note = f"longer side {min(self.sizes)} to {max(self.sizes)} px in training, {self.eval_size} in evaluation"
+        """Return the entry's `Preprocess` arguments: a picture as it is; `inference` says its size."""
+        note = f"longer side {min(self.sizes)} to {max(self.sizes)} px in training"
         if self.planes == "bgr":
             note += "; trained on planes B, G, R: give the picture with its colours reversed"
         return {"modality": "RGB", "mean": mean, "std": std, "note": note}
+
+    def inference(self) -> dict[str, Any]:
+        """Return what pictures are resized to."""
+        return {"side": self.eval_size}
 
 
 def read_picture(root: Path, picture: Picture, planes: Planes) -> np.ndarray:

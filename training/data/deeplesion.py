@@ -134,11 +134,12 @@ class DeepLesionSlices(BoxData):
         return functools.partial(read_slices, root, slices=self.slices, spacing=self.spacing, rule=self.interpolation)
 
     def preprocess(self, *, mean: float, std: float) -> dict[str, Any]:
-        """Return the entry's `Preprocess` arguments: a stack as it is, which is to be made before."""
-        stack = f"{self.slices} slices, {self.spacing:g} mm apart, the key slice in the middle"
-        rest = f"in-plane pixels as they are, longer side resized to {self.eval_size}"
-        window = {"window": self.window, "scale": (0.0, 255.0)}
-        return {"modality": "CT", **window, "mean": mean, "std": std, "note": f"{stack}; {rest}"}
+        """Return the entry's `Preprocess` arguments; `inference` says how stacks are made."""
+        return {"modality": "CT", "window": self.window, "scale": (0.0, 255.0), "mean": mean, "std": std}
+
+    def inference(self) -> dict[str, Any]:
+        """Return how stacks are made about a key slice."""
+        return {"slices": self.slices, "slice_spacing": self.spacing, "side": self.eval_size}
 
 
 def patient_of(picture: Picture) -> str:

@@ -102,7 +102,9 @@ def read_split(folder: Path, split: Split = "checked") -> dict[str, tuple[Readin
     if split == "clean":
         found["train"] = tuple(reading for reading in found["train"] if reading.patient not in held)
     if split != "official":
-        hint = "the official lists are by nodule; split=clean trains without these patients, split=official as published"
+        hint = (
+            "the official lists are by nodule; split=clean trains without these patients, split=official as published"
+        )
         check_leakage({key: [r.patient for r in rows] for key, rows in found.items()}, hint=hint)
     return found
 

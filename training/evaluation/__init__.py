@@ -1,7 +1,6 @@
 """Evaluation: metrics as pure functions of arrays, the statistics between runs, and an entry measured again.
 
-Nothing heavy is imported before it is needed: scipy for the t-test, pycocotools for average precision, MONAI for the
-sliding window.
+Nothing heavy is imported before it is needed: scipy for the t-test, pycocotools for average precision.
 """
 
 from ...metrics import auc
@@ -18,7 +17,7 @@ from .detection import Froc, froc
 from .entries import batched, evaluate_entry, fitted_back
 from .resampling import Estimate, bootstrap_mean, paired_bootstrap
 from .seeds import MeanSd, TTest, over_seeds, t_test
-from .segmentation import DiceSummary, Triple, dice_summary, segmentation_metrics, sliding_window
+from .segmentation import DiceSummary, Triple, dice_summary, segmentation_metrics, sliding_window, strides
 
 __all__ = [
     "AveragePrecision",
@@ -45,6 +44,7 @@ __all__ = [
     "paired_bootstrap",
     "segmentation_metrics",
     "sliding_window",
+    "strides",
     "t_test",
     "threshold_metrics",
 ]

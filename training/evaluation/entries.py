@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ...errors import SvdHubError
 from ...metrics import confusion
+from ...ops.blending import whole
 from .boxes import detection_metrics, stored
 from .classification import classification_metrics
-from .segmentation import segmentation_metrics, sliding_window
+from .segmentation import segmentation_metrics
 
 T = TypeVar("T")
 
@@ -90,15 +91,16 @@ def _classified(model: Any, module: Any, batch: int) -> Found:
 
 
 def _segmented(model: Any, module: Any) -> Found:
-    """Whole patients, by windows of the least size that the preprocessing gives; "cases" has each of them."""
+    """Whole patients, by the entry's windows; "cases" has each of them."""
     from ..console import bar
 
     classes, organs = len(module.class_names()), module.class_names()[1:]
     counts, known, cases = [], [], {}
+    window, stride = model.inference.windows(model.preprocess.size, model.preprocess.minimum)
     with torch.inference_mode():
         for example, case in bar(module.examples(), "evaluating", total=len(module.val_cases)):
             x = model.preprocess(**example)
-            given = sliding_window(model, x, window=model.preprocess.minimum).argmax(1)[0]
+            given = whole(model, x, window=window, stride=stride, blend=model.inference.blend).argmax(1)[0]
             counts.append(confusion(fitted_back(given, case.target.shape), case.target, classes))
             known.append(case.known.numpy())
             cases[case.name] = segmentation_metrics(counts[-1][None], known[-1][None], organs)

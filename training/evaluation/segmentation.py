@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ...errors import OptionError
 from ...metrics import Floats, dice_of
+from ...ops.blending import whole
 
 Triple = tuple[int, int, int]
 
 
 def sliding_window(network: Any, x: Tensor, *, window: Triple, overlap: float = 0.5, pad: float = 0.0) -> Tensor:
-    """Return the logits (N, K, D, H, W) of whole volumes, blended from windows with Gaussian weights (MONAI).
+    """Return the logits (N, K, D, H, W) of whole volumes, blended from windows with Gaussian weights.
 
     Args:
         network: from (n, C, *window) to logits of the same sides.
@@ -26,12 +27,13 @@ def sliding_window(network: Any, x: Tensor, *, window: Triple, overlap: float = 
         overlap: of neighbouring windows, a share of the window.
         pad: the value of padding.
     """
-    from monai.inferers import sliding_window_inference
+    return whole(network, x, pad=pad, window=window, stride=strides(window, overlap))
 
-    result: Any = sliding_window_inference(
-        x, window, 1, network, overlap=overlap, mode="gaussian", padding_mode="constant", cval=pad
-    )
-    return result
+
+def strides(window: Triple, overlap: float) -> Triple:
+    """Return the stride (D, H, W) of windows that overlap by a share of themselves."""
+    d, h, w = (max(1, int(side * (1 - overlap))) for side in window)
+    return d, h, w
 
 
 def segmentation_metrics(counts: np.ndarray, known: np.ndarray, organs: Sequence[str]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from ...metrics import confusion, dice_of
 from ...models import build, option_names
 from ...skeleton import shapes
 from ...variable_dimension import PRETRAIN_MEAN, PRETRAIN_STD
-from ..evaluation import Triple, segmentation_metrics, sliding_window
+from ..evaluation import Triple, segmentation_metrics, sliding_window, strides
 from ..precision import guard_cpu_bf16
 from .checks import check_finite
 from .classification import Network
@@ -157,6 +157,10 @@ class Segmentation(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with them."""
         self.sums = torch.tensor(checkpoint["sums"], dtype=torch.float64)
+
+    def inference(self) -> dict[str, Any]:
+        """Return arguments of `svd_hub.Inference`: the windows of the evaluation."""
+        return {"window": list(self.window), "stride": list(strides(self.window, self.overlap))}
 
     def validation_step(self, batch: Case, batch_idx: int) -> None:
         """Count what a whole volume's voxels are given; Dice is of the volume, not a mean of its windows."""
