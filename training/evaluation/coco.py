@@ -89,12 +89,16 @@ def average_precision(
     )
     classes = np.unique(np.concatenate([*true_labels, *given_labels])).astype(np.int64)
     if not len(classes):
-        return AveragePrecision(*[np.nan] * len(STATS), per_class=np.zeros(0), classes=classes)
+        return AveragePrecision(**_named([np.nan] * len(STATS)), per_class=np.zeros(0), classes=classes)
     evaluated = _evaluated(len(truth), classes, truth_rows, given_rows)
-    stats = np.where(evaluated.stats < 0, np.nan, evaluated.stats)
+    stats = np.where(evaluated.stats < 0, np.nan, evaluated.stats).tolist()
     precision = evaluated.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class
     per_class = [float(some.mean()) if (some := precision[..., k]).min() >= 0 else np.nan for k in range(len(classes))]
-    return AveragePrecision(*map(float, stats), per_class=np.array(per_class), classes=classes)
+    return AveragePrecision(**_named(stats), per_class=np.array(per_class), classes=classes)
+
+
+def _named(stats: Sequence[float]) -> dict[str, Any]:
+    return dict(zip(STATS, stats, strict=True))
 
 
 def _as_xywh(boxes: Floats) -> Floats:

@@ -203,7 +203,7 @@ def _complaints(arms: Sequence[_Arm]) -> list[str]:
     for arm in arms:
         if not arm.whole:
             notes.append(
-                f"{arm.row.name}, {arm.recipe}: not every seed has one run on each split; the mean is over what is there"
+                f"{arm.row.name}, {arm.recipe}: not every seed has one run on each split; means are of what is there"
             )
     return notes
 
@@ -219,7 +219,6 @@ def _left_out(table: PaperTable, found: Sequence[Run], here: Sequence[Run], unfi
 
 def _commands(table: PaperTable, runs: Sequence[Run]) -> list[str]:
     """Return the commands that make the rows of which there is no run."""
-    folder = resources.files(__package__.rpartition(".")[0]).joinpath("recipes")
     there = {(run.recipe, run.init) for run in runs}
     commands = []
     for recipe in table.recipes:
@@ -227,7 +226,7 @@ def _commands(table: PaperTable, runs: Sequence[Run]) -> list[str]:
         missing = [init for _, init in starts if (recipe, plain_init(init)) not in there]
         if not missing:
             continue
-        if not folder.joinpath(f"{recipe}.yaml").is_file():
+        if not _shipped(recipe):
             commands.append(f"# {recipe} is no recipe of this version: {', '.join(missing)}")
             continue
         run = f"runs/{table.name}/{recipe}-INIT-SEED"
@@ -236,3 +235,8 @@ def _commands(table: PaperTable, runs: Sequence[Run]) -> list[str]:
             f"   # INIT: {', '.join(missing)}; SEED: 0 to {SEEDS - 1}"
         )
     return [*commands, f"svd-hub reproduce {table.name} --runs runs/{table.name}"] if commands else []
+
+
+def _shipped(recipe: str) -> bool:
+    folder = resources.files(__package__.rpartition(".")[0]).joinpath("recipes")
+    return folder.joinpath(f"{recipe}.yaml").is_file()

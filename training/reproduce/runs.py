@@ -66,8 +66,9 @@ def _run(folder: Path) -> Run:
         row = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
         seed = int(settings["run.seed"])
     except (OSError, ValueError, LookupError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split())  # the parser's is several lines
         raise SvdHubError(
-            f"the run {folder} cannot be read: {type(error).__name__}: {error}. Next: take it out of the folder"
+            f"the run {folder} cannot be read: {type(error).__name__}: {told}. Next: take it out of the folder"
         ) from error
     return Run(
         folder=folder,
