@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -51,6 +52,11 @@ def build_detector(network: Network, *, transfer: Transfer = "backbone") -> Any:
     options = dict(network.options)
     if network.init == "none":
         return _fresh(options)
+    if (file := Path(network.init)).suffix == ".safetensors" and not file.is_file():
+        told = f"svd-hub train {file.parent.name}" if file.parent.parent.name == "runs" else "train what it is from"
+        raise SvdHubError(
+            f"init={network.init!r} does not exist. Next: {told}, or --init with an entry, a file or 'none'"
+        )
     from ...hub import load
     from ...tasks import task_model
 
