@@ -15,7 +15,8 @@ from .errors import SvdHubError
 EXTRAS = {  # as pyproject.toml has them; a test holds the two together
     "volume": ("SimpleITK", "monai", "highdicom", "pydicom", "pillow"),
     "train": (
-        "pytorch-lightning", "jsonargparse", "monai", "nibabel", "pillow", "pyarrow", "pycocotools", "scipy",
+        "pytorch-lightning", "jsonargparse", "monai", "nibabel", "pillow", "pyarrow", "pycocotools", "pyyaml",
+        "scipy",
     ),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("openvino",),

@@ -173,7 +173,9 @@ def test_a_lesion_recipe_starts_from_the_coco_recipe_it_names() -> None:
     for name in ("resnet3d18", "resnet3dv1c18", "p3d18ba"):
         recipe = recipes.read(f"deeplesion_{name}")
         assert recipe.config.task.init_args.network.init == f"runs/coco_{name}/model.safetensors"
-        with pytest.raises(SvdHubError, match=r"coco_.*model\.safetensors: no such file"):
+        with pytest.raises(
+            SvdHubError, match=rf"init='runs/coco_{name}/.* does not exist.*svd-hub train coco_{name}, or"
+        ):
             recipe.make()
     assert recipes.read("deeplesion_p3d63").config.task.init_args.network.init == "mp3d63_coco"
 
@@ -446,6 +448,19 @@ def test_a_backbone_starts_a_detector(tmp_path: Path) -> None:
     assert detector.options["encoder_options"]["strides"][1] == (2, 2, 2)
 
 
+def test_norm_and_shortcut_are_those_of_the_backbone(tmp_path: Path) -> None:
+    """Table VI compares backbones of BatchNorm, and of shortcut A, in one recipe of GroupNorm: init alone changes."""
+    options = {"depth": 18, "width": 4, "num_classes": 0, "shortcut": "A"}
+    made = models.build("resnet3d", options)
+    checkpoint.write(tmp_path / "net.safetensors", made.state_dict(), {"architecture": "resnet3d", "options": options})
+    detector = start(tmp_path / "net.safetensors")
+    own = detector.options["encoder_options"]
+    assert (own["shortcut"], own.get("norm", "batch")) == ("A", "batch")
+    assert not any("downsample" in name for name in detector.state_dict())
+    assert any(isinstance(m, nn.BatchNorm3d) for m in detector.backbone.modules())
+    assert not any(isinstance(m, nn.GroupNorm) for m in detector.backbone.modules())
+
+
 def test_an_init_that_does_not_fit_is_refused(whole: Any, tmp_path: Path) -> None:
     file = whole() / "model.safetensors"
     deeper = {"depth": 34, "width": 4, "norm": "group"}
@@ -469,11 +484,11 @@ def test_an_init_that_does_not_fit_is_refused(whole: Any, tmp_path: Path) -> Non
         start(tmp_path / "deep.safetensors")
     with pytest.raises(OptionError, match="'resnet3d' finds no boxes"):
         build_detector(Network(architecture="resnet3d"))
-    options = {"depth": 18, "width": 4, "num_classes": 0}
+    options = {"depth": 18, "width": 4, "stem": "v1c", "num_classes": 0}
     made = models.build("resnet3d", options)
     checkpoint.write(tmp_path / "b.safetensors", made.state_dict(), {"architecture": "resnet3d", "options": options})
-    with pytest.raises(SvdHubError, match="norm='group' do not fit the weights"):
-        start(tmp_path / "b.safetensors")
+    with pytest.raises(SvdHubError, match="width=8 do not fit the weights"):
+        start(tmp_path / "b.safetensors", encoder_options={"width": 8, "norm": "group"})
     with pytest.raises(SvdHubError, match=r"encoder='p3d' does not fit init=.*a resnet3d"):
         start(tmp_path / "b.safetensors", encoder="p3d", encoder_options={})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -28,6 +29,9 @@ LOSSES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox")
 MEAN, STD = 123.675, 58.395  # of all slices, on 0..255: urmagicsmine/MP3D@08e5ace configs/_base_/datasets
 # What may be new where a whole detector is taken over: other classes, another number of slices.
 NEW = ("bbox_head.fc_cls.", "bbox_head.fc_reg.", "gtm.")
+# Options of an encoder in which it is as the backbone that it starts from, whatever the recipe says: "init" is then the
+# one word that changes between the rows of the paper's Table VI. Depth, width and stem are to agree.
+FOLLOWED = ("norm", "shortcut", "detach_shortcut", "convolution", "stem_depth", "downsample_bias", "init")
 Transfer = Literal["backbone", "detector"]
 
 
@@ -35,7 +39,8 @@ def build_detector(network: Network, *, transfer: Transfer = "backbone") -> Any:
     """Return the detector, initialised as `network.init` says, in training mode; it carries `.options`.
 
     Args:
-        network: `init` is "none", a backbone's entry or file, or the entry or file of a detector.
+        network: `init` is "none", a backbone's entry or file, whose norm and shortcut the encoder takes (`FOLLOWED`),
+            or the entry or file of a detector.
         transfer: what is taken of a detector: its backbone, as the authors do (their loader drops neck and heads in
             silence), or all that fits; then only the last layers of the box head and the group transform may be new.
 
@@ -47,6 +52,11 @@ def build_detector(network: Network, *, transfer: Transfer = "backbone") -> Any:
     options = dict(network.options)
     if network.init == "none":
         return _fresh(options)
+    if (file := Path(network.init)).suffix == ".safetensors" and not file.is_file():
+        told = f"svd-hub train {file.parent.name}" if file.parent.parent.name == "runs" else "train what it is from"
+        raise SvdHubError(
+            f"init={network.init!r} does not exist. Next: {told}, or --init with an entry, a file or 'none'"
+        )
     from ...hub import load
     from ...tasks import task_model
 
@@ -60,7 +70,8 @@ def build_detector(network: Network, *, transfer: Transfer = "backbone") -> Any:
             f"network.options.encoder={own!r} does not fit init={network.init!r}, a {found.entry.architecture}. "
             "Next: another init, or another encoder with its options"
         )
-    return task_model(found, ARCHITECTURE, **options).train()
+    asked = {key: value for key, value in (options.pop("encoder_options", None) or {}).items() if key not in FOLLOWED}
+    return task_model(found, ARCHITECTURE, encoder_options=asked, **options).train()
 
 
 def _fresh(options: Mapping[str, Any]) -> Any:
