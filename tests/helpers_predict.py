@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import os
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import svd_hub
-from svd_hub import Inference, Preprocess
+from svd_hub import Inference, Preprocess, cli
 
 SEGMENTER = "unet3d18w16_ctorgans"
 NARROW = {"depth": 10, "width": 4, "stem_stride": 2, "stem_pool": False, "pool_stride": 2, "strides": [1, 2, 2, 2],
@@ -81,3 +87,27 @@ def detector() -> Any:
     )  # fmt: skip
     model.eval()
     return model
+
+
+def command(*args: object) -> tuple[int, str, str]:
+    """Run `svd-hub` in this process: exit code, stdout, stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    before, formatted = sys.argv, warnings.formatwarning  # `main` has its own
+    sys.argv = ["svd-hub", *map(str, args)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+        code: Any = 0
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv, warnings.formatwarning = before, formatted
+    return int(code or 0), out.getvalue(), err.getvalue()
+
+
+def start(*args: object, **options: Any) -> subprocess.Popen[str]:
+    """Start `svd-hub` in a process of its own."""
+    root = Path(__file__).resolve().parents[1]
+    line = [sys.executable, "-m", "svd_hub", *map(str, args)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(root)}, **{**pipes, **options})

@@ -31,7 +31,7 @@ from nibabel.orientations import axcodes2ornt
 from pydicom.dataset import Dataset
 from torch import Tensor
 
-from svd_hub import Predictor
+from svd_hub import Inference, Predictor
 from svd_hub.predict import Outputs, predict_files
 
 BLOB, INSIDE = blob()
@@ -349,3 +349,26 @@ def test_odd_headers_cost_the_object_at_most(tmp_path: Path, edit: Callable[[Dat
     assert (result / "mask.nii.gz").exists()
     if not (result / "mask.dcm").exists():
         assert "no mask.dcm: no DICOM Segmentation can be made" in notes_of(result)
+
+
+# ---- arrays in files -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE, SAGITTAL])
+def test_volumes_that_lie_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: Any) -> None:
+    """What is done with long scans, done with a short one: everything is mapped, and released all the time."""
+    from svd_hub.volume import memory
+
+    make_series(tmp_path / "in", STORED, orientation=orientation)
+    model = Bright(ABOVE, spacing=(2.5, 0.9, 0.7), orientation="RAS")
+    model.inference = Inference(window=(8, 8, 8), largest=("blob",))
+    plain = run(tmp_path / "in", tmp_path / "plain", model)
+    monkeypatch.setattr(memory, "MAPPED", 1)
+    monkeypatch.setattr(memory, "SLAB", 1000)
+    assert memory.is_mapped(Predictor(model)(tmp_path / "in").scan.array)
+    mapped = run(tmp_path / "in", tmp_path / "mapped", model)
+    for name in ("mask.nii.gz", "result.json"):
+        assert (plain / name).read_bytes() == (mapped / name).read_bytes()
+    one, two = (highdicom.seg.segread(folder / "mask.dcm").pixel_array for folder in (plain, mapped))
+    assert (one == two).all()
+    assert one.any()

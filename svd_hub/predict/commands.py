@@ -49,7 +49,7 @@ def predict(
     from .places import find_inputs, refuse_out_inside
 
     want = Outputs(mask=mask, dicom=dicom, picture=picture)
-    options: dict[str, Any] = {"series": _series(series), "missing": "fill" if fill_gaps else "refuse"}
+    options: dict[str, Any] = {"series": _series(series), "missing": "fill" if fill_gaps else None}
     options |= {"point": _point(point), "planes": key_slice or None, "least_score": least_score, "most": most}
     failed = 0
     try:

@@ -16,6 +16,7 @@ from .results import RESEARCH_USE, Classification, Detection, Prediction, Segmen
 # Colours that colour-blind people can tell apart (Okabe and Ito 2008), and what comes beyond them.
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 _TILE, _ACROSS, _TILES, _LINE, _MARGIN = 256, 4, 12, 20, 8
+_ENTRY, _LETTER = 264, 8  # pixels of a legend's column, and of a letter
 _SHADE = 0.35  # of a mask's colour over the image
 
 
@@ -218,7 +219,9 @@ def _sheet(tiles: Sequence[tuple[str, Any]], legend: Sequence[tuple[tuple[int, i
     across = min(_ACROSS, len(tiles))
     rows = -(-len(tiles) // across)
     width = max(_MARGIN + across * (wide + _MARGIN), 420)
-    height = _MARGIN + rows * (high + _LINE + _MARGIN) + _LINE * (len(legend) + 1) + _MARGIN
+    columns = max(1, (width - _MARGIN) // _ENTRY)
+    lines = -(-len(legend) // columns)
+    height = _MARGIN + rows * (high + _LINE + _MARGIN) + _LINE * (lines + 1) + _MARGIN
     sheet = image.new("RGB", (width, height), (24, 24, 24))
     pen = draw.Draw(sheet)
     for number, (caption, tile) in enumerate(tiles):
@@ -226,10 +229,13 @@ def _sheet(tiles: Sequence[tuple[str, Any]], legend: Sequence[tuple[tuple[int, i
         x, y = _MARGIN + column * (wide + _MARGIN), _MARGIN + row * (high + _LINE + _MARGIN)
         sheet.paste(tile, (x, y))
         pen.text((x, y + high + 2), caption, fill=(200, 200, 200), font=letters)
-    y = _MARGIN + rows * (high + _LINE + _MARGIN)
-    for shade, words in legend:
-        pen.rectangle((_MARGIN, y + 3, _MARGIN + 12, y + 15), fill=shade)
-        pen.text((_MARGIN + 20, y), words, fill=(230, 230, 230), font=letters)
-        y += _LINE
-    pen.text((_MARGIN, y), RESEARCH_USE, fill=(160, 160, 160), font=letters)
+    below = _MARGIN + rows * (high + _LINE + _MARGIN)
+    room = (width // columns - 28) // _LETTER
+    for number, (shade, words) in enumerate(legend):  # down, then across
+        column, line = divmod(number, lines)
+        x, y = _MARGIN + column * (width // columns), below + line * _LINE
+        pen.rectangle((x, y + 3, x + 12, y + 15), fill=shade)
+        shown = words if len(words) <= room else f"{words[: room - 3]}..."
+        pen.text((x + 20, y), shown, fill=(230, 230, 230), font=letters)
+    pen.text((_MARGIN, below + lines * _LINE), RESEARCH_USE, fill=(160, 160, 160), font=letters)
     return sheet

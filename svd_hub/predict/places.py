@@ -127,5 +127,5 @@ def without_places(message: str, *places: Path) -> str:
         message = re.sub(rf"(?<![\w.-]){re.escape(place)}(?:/[^\s:;,]*|(?![\w-]))", "the input", message)
     for path in places:
         if len(path.name) > 2:
-            message = message.replace(path.name, "the input")
+            message = re.sub(rf"(?<![\w.-]){re.escape(path.name)}(?![\w-])", "the input", message)
     return message
