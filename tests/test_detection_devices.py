@@ -1,4 +1,4 @@
-"""Boxes, pooling and detectors give on a GPU what they give on a CPU: `pytest -m gpu`. The CPU's turn tries the test."""
+"""Boxes, pooling and detectors give on a GPU what they give on a CPU: `pytest -m gpu`. The CPU tries the tests."""
 
 from __future__ import annotations
 
