@@ -97,6 +97,8 @@ def test_every_network_of_the_paper_in_both_forms(network: str, form: dict[str, 
     head = 12544 * 1024 + 1024 + 1024 * 1024 + 1024 + 1025 * (classes + 1) + 1025 * 4 * classes
     gtm = sum(c * d for c, d in zip(levels, depths, strict=True)) if reduction == "group" else 0
     assert count(model) == backbone + neck + 593_935 + head + gtm
+    alone = skeleton(options["encoder"], options["encoder_options"]).state_dict()
+    assert {n for n in model.state_dict() if n.startswith("backbone.")} == {f"backbone.{n}" for n in alone}
     x = torch.empty(2, 1, slices, 128, 160, device="meta")
     kept = [slices] * 5 if form is COCO_FORM else [9, 9, 5, 3, 1]
     assert [level.shape[2] for level in model.features(x).values()] == kept

@@ -155,6 +155,14 @@ def test_the_paper_s_network_has_the_paper_s_counts_and_names() -> None:
     assert svd_hub.count(whole, (1, 32, 64, 64)).parameters == 40_672_930
 
 
+def test_the_window_of_the_paper() -> None:
+    model, x = skeleton("unet3d", {}), torch.empty(1, 1, 32, 256, 256, device="meta")
+    assert [m.shape[1:] for m in model.features(x).values()] == [
+        (channels, 32 // s, 256 // s, 256 // s) for channels, s in zip((64, 64, 128, 256, 512), STRIDES, strict=True)
+    ]
+    assert model(x).shape == (1, 2, 32, 256, 256)
+
+
 def test_head_and_decoder_are_what_the_encoder_lacks() -> None:
     def names(**options: Any) -> set[str]:
         return set(skeleton("unet3d", {"encoder_options": NARROW, **options}).state_dict())
