@@ -61,7 +61,7 @@ def counts_of(labels: Any, num_classes: int) -> tuple[int, ...]:
     """Return how many voxels have each of the labels 0 ... num_classes - 1, counted plane by plane.
 
     Args:
-        labels: (D, ...) integers; labels beyond the last are not counted.
+        labels: planes of integers, (D, ...) or one after another; labels beyond the last are not counted.
         num_classes: how many there are.
     """
     total = np.zeros(num_classes, np.int64)
