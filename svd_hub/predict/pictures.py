@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import MissingExtraError
 from ..preprocess import Preprocess
 from ..volume import Volume, memory
-from .results import RESEARCH_USE, Classification, Detection, Prediction, Segmentation
+from .results import RESEARCH_USE, Classification, Detection, Prediction, Segmentation, on_input
 
 # Colours that colour-blind people can tell apart (Okabe and Ito 2008), and what comes beyond them.
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
@@ -75,7 +75,7 @@ def _segmentation(result: Segmentation, rule: Preprocess) -> Any:
 
 def _detection(result: Detection, rule: Preprocess) -> Any:
     boxes = [(one, colour(result.classes.index(one.label) + 1)) for one in result.findings[:_TILES]]
-    legend = [(shade, f"{one.label}  {one.score:.2f}") for one, shade in boxes]
+    legend = [(shade, f"{number}  {one.label}  {one.score:.2f}") for number, (one, shade) in enumerate(boxes, start=1)]
     nothing = [((200, 200, 200), "nothing was found")]
     if result.picture is not None:
         scale = _TILE * 3 / max(result.picture.shape[:2])
@@ -85,12 +85,12 @@ def _detection(result: Detection, rule: Preprocess) -> Any:
         return _sheet([("", whole)], legend or nothing)
     volume, grey = result.scan, Greys(result.scan, rule)
     tiles = []
-    for one, shade in boxes:
+    for number, (one, shade) in enumerate(boxes, start=1):
         tile = grey.tile(grey.plane(one.plane))
         _draw_box(tile, one.box, shade, grey.right, grey.down)
-        tiles.append((f"slice {one.plane + 1} of {volume.shape[0]}  {one.score:.2f}", tile))
+        tiles.append((f"finding {number}, slice {on_input(volume, one.plane, one.box)[0]}", tile))
     if not tiles:
-        tiles = [(f"slice {k + 1} of {volume.shape[0]}", grey.tile(grey.plane(k))) for k in _spread(result.searched)]
+        tiles = [(f"slice {k}", grey.tile(grey.plane(k))) for k in _spread(result.searched)]
     return _sheet(tiles, legend or nothing)
 
 

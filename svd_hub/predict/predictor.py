@@ -77,9 +77,9 @@ class Predictor:
                 )
         elif options:
             raise OptionError(f"{', '.join(options)} cannot be given with a loaded network. Next: give them to load")
-        self.entry = getattr(model, "entry", None)
-        if self.entry is None:
+        if getattr(model, "entry", None) is None:
             raise OptionError(f"{type(model).__name__} does not come from svd_hub.load; allowed: a model that does")
+        self.entry: Any = model.entry
         self.task = task_of(model)
         self.classes = class_names(model, self.task)
         self.model = model.eval().to(self.device)
@@ -153,7 +153,7 @@ class Predictor:
             self._refuse(planes=planes)
         if least_score is not None and not (_number(least_score) and 0 <= least_score <= 1):
             raise OptionError(f"least_score={least_score!r} is not allowed; allowed: 0 to 1")
-        if most is not None and not (isinstance(most, Integral) and not isinstance(most, bool) and most > 0):
+        if most is not None and not (isinstance(most, Integral) and not isinstance(most, bool) and int(most) > 0):
             raise OptionError(f"most={most!r} is not allowed; allowed: a positive integer")
 
     def _refuse(self, **given: Any) -> None:

@@ -43,7 +43,7 @@ def voxels(stack: Stack, modality: str, largest: int, notes: list[str]) -> np.nd
         target = out[slot, : raw.shape[0], : raw.shape[1]]  # its corner: `_shear` moves it where a tilt asks for it
         _rescale(raw, plane, target)
         if mask is not None:
-            padded.append((slot, zlib.compress(np.packbits(mask).data, 1)))
+            padded.append((slot, zlib.compress(np.packbits(mask).tobytes(), 1)))
         if modality != "CT" and (seen := target if mask is None else target[~mask]).size:
             low, high = min(low, float(seen.min())), max(high, float(seen.max()))
         memory.release(out[slot])
