@@ -18,6 +18,7 @@ from ...errors import SvdHubError
 from ...preprocess import Preprocess
 from ..console import bar
 from ..seeding import Place, ResumableData, sample_generator
+from .splits import check_leakage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +63,8 @@ def read_nodules(folder: Path) -> list[Nodule]:
         if missing := [column for column in COLUMNS if column not in found]:
             raise SvdHubError(f"{file} has no columns {missing}; found: {list(found)}")
         rows = [_nodule(row, f"{file}, line {table.line_num}") for row in table]
-    folds: dict[str, int] = {}
-    for row in rows:
-        if folds.setdefault(row.patient, row.fold) != row.fold:
-            raise SvdHubError(
-                f"patient {row.patient} is in folds {folds[row.patient]} and {row.fold}: training would leak"
-            )
+    folds = sorted({row.fold for row in rows})
+    check_leakage({f"fold {fold}": [row.patient for row in rows if row.fold == fold] for fold in folds})
     return rows
 
 
@@ -141,8 +138,7 @@ class LidcNodules(ResumableData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed)
-        if leaked := set(train_folds) & set(val_folds):
-            raise SvdHubError(f"folds {sorted(leaked)} are in training and in evaluation; allowed: each fold in one")
+        check_leakage({"train_folds": train_folds, "val_folds": val_folds}, what="folds")
         self.folder, self.train_folds, self.val_folds, self.size = folder, train_folds, val_folds, size
         self.exact = Preprocess(
             modality="CT", spacing=(1.0, 1.0, 1.0), window=window, scale=(0.0, 255.0), size=(size,) * 3

@@ -1,12 +1,12 @@
 """The LIDC set of the ACS authors, which the paper uses: one `.npz` a nodule, a split and a table of readings as CSVs.
 
-    FOLDER/nodule/lidc101_1.npz     voxel (80, 80, 80) uint8, HU -1024..400 as 0..255 at 1 mm, axes z, y, x; answer1-4: masks
+    FOLDER/nodule/lidc101_1.npz     voxel (80, 80, 80) uint8: HU -1024..400 as 0..255 at 1 mm, axes z, y, x; answer1-4
     FOLDER/train_test_split.csv     columns train, test: file names, of unequal length
-    FOLDER/info/lidc_nodule_info_new_with_subset.csv    index (the name without .npz), uid (the patient), malignancy_mode
+    FOLDER/info/lidc_nodule_info_new_with_subset.csv    index (a name), uid (the patient), malignancy_mode
 
-Facts of the files in urmagicsmine/CSPR@390a413 data/lidc: 2,142 names in train; 526 in test, 491 of them different; of
-these 986 and 246 have a mode of 1 or 2 (benign), 337 and 64 one of 4 or 5, others 3, which is dropped; lidc101_1 has mode 0,
-"no annotation", and is in neither list. 268 of the 340 patients of test are in train, too.
+Facts of the files in urmagicsmine/CSPR@390a413 data/lidc: 2,142 names in train; 526 in test, 491 of them different;
+of these 986 and 246 have a mode of 1 or 2 (benign), 337 and 64 one of 4 or 5, others 3, which is dropped; lidc101_1 has
+mode 0, "no annotation", and is in neither list. 268 of the 340 patients of test are in train, too.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def read_split(folder: Path, split: Split = "checked") -> dict[str, tuple[Readin
 
     Args:
         folder: of the set.
-        split: "checked" = the official lists, if no patient is in both, and they are; "clean" = the official test list, and
-            training without its patients; "official" = the lists as they are, for a comparison with published numbers.
+        split: "checked" = the official lists, unless a patient is in both, which is so; "clean" = the official test
+            list, and training without its patients; "official" = as they are, to compare with published numbers.
 
     Raises:
         SvdHubError: a file or column is missing, a name has no reading, or the lists share patients.
@@ -102,9 +102,7 @@ def read_split(folder: Path, split: Split = "checked") -> dict[str, tuple[Readin
     if split == "clean":
         found["train"] = tuple(reading for reading in found["train"] if reading.patient not in held)
     if split != "official":
-        hint = (
-            "the official lists are by nodule; split=clean trains without these patients, split=official as published"
-        )
+        hint = "the lists are by nodule; split=clean trains without these patients, split=official is as published"
         check_leakage({key: [r.patient for r in rows] for key, rows in found.items()}, hint=hint)
     return found
 
@@ -146,7 +144,7 @@ def middle(array: np.ndarray, side: int) -> np.ndarray:
 
 
 def turned(random: np.random.Generator, *cubes: Tensor) -> tuple[Tensor, ...]:
-    """Return cubes (..., S, S, S), all turned alike: a quarter-turn or more about each axis, and one mirrored or none."""
+    """Return cubes (..., S, S, S), turned alike: 0 to 3 quarters about each axis, and along one mirrored or none."""
     for axes in ((-3, -2), (-3, -1), (-2, -1)):
         turns = int(random.integers(0, 4))
         cubes = tuple(torch.rot90(cube, turns, axes) for cube in cubes)

@@ -1,4 +1,4 @@
-"""LIDC nodules with their masks, as cubes of one size: from NIfTI pairs with a CSV, or from the ACS authors' npz set."""
+"""LIDC nodules with their masks, as cubes of one size: from NIfTI pairs with a CSV, or the ACS authors' npz set."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class MaskedNodules(ResumableData):
 
 
 class LidcMasks(MaskedNodules):
-    """NIfTI pairs: `images/NAME.nii.gz`, `masks/NAME.nii.gz` and `nodules.csv`, of which also undecided nodules are used.
+    """NIfTI pairs: `images/NAME.nii.gz`, `masks/NAME.nii.gz` and `nodules.csv`; undecided nodules are used too.
 
     Args:
         train_folds, val_folds: patient-level folds; a fold in both is refused.

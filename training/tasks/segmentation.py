@@ -164,7 +164,7 @@ class Segmentation(pl.LightningModule):
 
     def validation_step(self, batch: Case, batch_idx: int) -> None:
         """Count what a whole volume's voxels are given; Dice is of the volume, not a mean of its windows."""
-        x, target, known = batch
+        x, target, known = batch[0].float(), batch[1], batch[2]
         pad = float(x.min()) if self.pad is None else self.pad
         classes = sliding_window(self, x, window=self.window, overlap=self.overlap, pad=pad).argmax(1)
         for given, truth, which in zip(classes, target, known, strict=True):
