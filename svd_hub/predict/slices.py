@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +38,8 @@ def chosen_planes(volume: Volume, planes: Sequence[int] | str) -> list[int]:
     depth = volume.shape[0]
     if isinstance(planes, str) and planes == "all":
         return list(range(depth))
-    given = list(planes) if isinstance(planes, Iterable) else [planes]
-    whole = all(isinstance(k, Integral) and not isinstance(k, bool) and 0 <= k < depth for k in given)
+    given: list[Any] = list(planes) if isinstance(planes, Iterable) else [planes]
+    whole = all(isinstance(k, Integral) and not isinstance(k, bool) and 0 <= int(k) < depth for k in given)
     if not given or not whole:
         raise OptionError(
             f"planes={given} are not allowed; allowed: 'all', or whole numbers, 0 (the lowest) to {depth - 1}"
