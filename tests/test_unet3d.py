@@ -323,7 +323,7 @@ def test_it_learns_three_balls_by_heart() -> None:
 def test_it_learns_four_crops_of_a_ct_by_heart() -> None:
     """Liver, spleen and kidneys of one patient at 3 mm: 70 seconds.
 
-    Narrow (16 channels for the paper's 64), from weights of ours: the paper's width would take ten times as long.
+    Narrow (16 channels for the paper's 64), from weights of ours: the paper's width takes eight times as long.
     """
     nib: Any = pytest.importorskip("nibabel")
     folder = need("ct_organ_seg/ts_abdomen_3mm")
