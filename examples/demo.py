@@ -2,8 +2,9 @@
 
     python examples/demo.py [--data PATH] [--out DIR]
 
-PATH: a NIfTI file, a folder with one DICOM series, or a folder of nodule crops (nodules.csv, images/, masks/).
-Without it the demo uses images that come inside scikit-image, pydicom and nibabel. images.py reads them.
+PATH: a NIfTI file, a folder with one DICOM series, or a folder of nodule crops (nodules.csv, images/, masks/). A CT is
+segmented too: liver, spleen, kidneys. Without PATH the demo uses images that come inside scikit-image, pydicom and
+nibabel. images.py reads them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # all it needs is on this machine: no socket is opened
 
 import argparse
+import json
 import logging
 import sys
 import time
@@ -32,6 +34,7 @@ from svd_hub.errors import SvdHubError
 
 REPO = Path(__file__).resolve().parent.parent
 PRETRAINED, CLASSIFIER = "resnet3d18w16_tinyimagenet", "resnet3d18w16_lidc"
+SEGMENTER = "unet3d18w16_ctorgans"
 CATS = ("tabby", "Persian cat", "Egyptian cat")
 LIMIT = (32, 512, 512)  # slices, rows, columns: of a larger scan its middle is enough for a demo
 SHOWN = {1: 3, 2: 2, 3: 2, 4: 2, 5: 3}  # readers' rating -> how many nodules of it are shown
@@ -150,6 +153,24 @@ def assess(folder: Path, rows: list[Nodule]) -> tuple[list[Nodule], str]:
     return shown, told
 
 
+def segment(data: Path, out: Path) -> None:
+    """Go from a CT file to masks on its own grid, as `svd-hub predict` does."""
+    from svd_hub.predict import Predictor, find_inputs, predict_files
+
+    predictor = Predictor(SEGMENTER)
+    for case in predict_files(predictor, find_inputs([data]), out):
+        if case.state == "failed":
+            console.print(f"not segmented: {case.error}")
+            continue
+        facts = json.loads((out / case.name / "result.json").read_text())
+        for row in facts["classes"][1:]:
+            console.print(f"  {row['name']:>8} {row['ml']:9.1f} ml")
+        for note in facts["notes"]:
+            console.print(f"  note: {note}")
+        console.print(f"mask, picture and result: {out / case.name}")
+    console.print("a demonstration: one patient trained this network; svd-hub info " + SEGMENTER)
+
+
 def draw(path: Path, photos: list[Photo], scans: list[Scan], nodules: list[Nodule], told: str) -> None:
     """Draw everything into one picture, written beside `path` and moved into place."""
     from matplotlib import rcParams
@@ -219,6 +240,9 @@ def run(data: Path | None, out: Path) -> None:
     if data and rows:
         console.rule("4. Nodules: probability of malignancy beside the readers' ratings", align="left")
     shown, told = assess(data, rows) if data and rows else ([], "")
+    if data and not rows and scans[0].modality == "CT":
+        console.rule("4. From the CT file to a mask", align="left")
+        segment(data, out / "predict")
     console.rule(align="left")
     draw(out / "svd-hub.png", photos, scans, shown, told)
     console.print(f"picture: {out / 'svd-hub.png'}; {time.perf_counter() - started:.1f} s")

@@ -31,6 +31,7 @@ _DOOR = {
     "Predictor": "predict",
     "count": "counting",
     "inflate": "inflation",
+    "optimize_for_inference": "optimise",
     "task_model": "tasks",
     "rgb_to_depth": "variable_dimension",
     "preserve_depth": "variable_dimension",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from .hub import save as save
     from .inference import Inference as Inference
     from .inflation import inflate as inflate
+    from .optimise import optimize_for_inference as optimize_for_inference
     from .predict import Predictor as Predictor
     from .preprocess import Preprocess as Preprocess
     from .tasks import task_model as task_model

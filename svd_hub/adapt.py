@@ -16,6 +16,7 @@ from .inflation import change_channels as change_channels
 from .inflation import inflate_kernel
 from .models import Backbone
 from .models.acs import ACSConv
+from .models.group_transform import GroupTransform
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ def values_that_fit(entry: Entry, option: str, default: Any) -> list[Any]:
         values += range(values[0] - 1, 0, -1)  # heads of the coarser levels may be left out
     if option == "stem_depth" and values == [3]:
         values.append(7)  # zeros around the kernel and as much more padding: the same function
+    if option == "reduction" and values == ["centre"]:
+        values.append("group")  # starts as the middle slice: the same function
+    if option == "slices" and entry.options.get("reduction") != "group":
+        values += [depth for depth in range(1, 65) if depth not in values]  # no tensor has them yet
     return values
 
 
@@ -73,7 +78,7 @@ def adapt(
     Args:
         tensors: of the network as it was trained.
         network: the network asked for: another head (`new_head`) or none, other input channels, a deeper stem, 3D
-            kernels for 2D ones.
+            kernels for 2D ones, group transforms for middle slices.
         in_channels_rule: see `change_channels`.
         new_head: what the weights have under `network.head` is left, and made new.
         inflation: the rule of `svd_hub.inflation` by which 2D kernels become 3D.
@@ -92,6 +97,7 @@ def adapt(
             change(name, f"2D kernel inflated by {rule}", inflate_kernel(tensor, rule))
     if first in adapted and adapted[first].ndim == wanted[first].ndim:
         _adapt_first(first, adapted, wanted[first].shape, in_channels_rule, change)
+    changes += _add_group_transforms(adapted, network)
     return adapted, [*changes, *_adapt_head(adapted, wanted, network, new_head=new_head)]
 
 
@@ -102,6 +108,18 @@ def _adapt_first(name: str, adapted: Mapping[str, Tensor], want: torch.Size, rul
         old = adapted[name]
     if old.shape[1] != want[1] and old.shape[0] == want[0] and old.shape[2:] == want[2:]:
         change(name, f"input channels by {rule}", change_channels(old, want[1], rule))
+
+
+def _add_group_transforms(adapted: dict[str, Tensor], network: nn.Module) -> list[Adaptation]:
+    """Add the group transforms that weights of a detector on middle slices lack, all of them, as middle slices."""
+    named = [(f"{n}.weight", m.weight) for n, m in network.named_modules() if isinstance(m, GroupTransform)]
+    if any(name in adapted for name, _ in named):
+        return []
+    for name, like in named:
+        adapted[name] = torch.zeros(like.shape)
+        adapted[name][:, like.shape[1] // 2] = 1
+    rule = "new group transform, the middle slice: the same function"
+    return [Adaptation(name, rule, None, tuple(like.shape)) for name, like in named]
 
 
 def _adapt_head(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .errors import OptionError
 from .models.acs import ACSConv
+from .skeleton import shadow
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, ACSConv)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -67,21 +68,11 @@ def count(model: nn.Module, shape: Sequence[int]) -> Count:
     parameters = sum(p.numel() for p in model.parameters())
     batch = sizes if len(sizes) == 5 else (1, *sizes)
     try:
-        flops, macs = _run(_shadow(model), batch, "meta")
+        flops, macs = _run(shadow(model), batch, "meta")
     except (RuntimeError, NotImplementedError):
         # A forward that looks at numbers, or a tensor that is no registered buffer: run for real, on a real copy.
         flops, macs = _run(copy.deepcopy(model).cpu(), batch, "cpu")
     return Count(parameters=parameters, flops=flops, macs=macs)
-
-
-def _shadow(model: nn.Module) -> nn.Module:
-    """Return a copy of the model on the meta device; no weight is copied on the way."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(model, memo)
 
 
 def _run(model: nn.Module, batch: tuple[int, ...], device: str) -> tuple[int, int]:

@@ -15,12 +15,13 @@ from .errors import SvdHubError
 EXTRAS = {  # as pyproject.toml has them; a test holds the two together
     "volume": ("SimpleITK", "monai", "highdicom", "pydicom", "pillow"),
     "train": (
-        "pytorch-lightning", "jsonargparse", "monai", "nibabel", "pillow", "pyarrow", "pycocotools", "scipy",
+        "pytorch-lightning", "jsonargparse", "monai", "nibabel", "pillow", "pyarrow", "pycocotools", "pyyaml",
+        "scipy",
     ),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("openvino",),
     "serve": ("tritonclient",),
-    "demo": ("matplotlib", "scikit-image", "pydicom", "nibabel"),
+    "demo": ("SimpleITK", "highdicom", "pydicom", "pillow", "matplotlib", "scikit-image", "nibabel"),
 }  # fmt: skip
 MALWARE = ("2.6.2", "2.6.3")  # of lightning, GHSA-w37p-236h-pfx3
 

@@ -61,7 +61,7 @@ def counts_of(labels: Any, num_classes: int) -> tuple[int, ...]:
     """Return how many voxels have each of the labels 0 ... num_classes - 1, counted plane by plane.
 
     Args:
-        labels: (D, ...) integers; labels beyond the last are not counted.
+        labels: planes of integers, (D, ...) or one after another; labels beyond the last are not counted.
         num_classes: how many there are.
     """
     total = np.zeros(num_classes, np.int64)
@@ -199,3 +199,30 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return float((ranks[label].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def box_iou(first: ArrayLike, second: ArrayLike, *, plus_one: bool = False) -> Floats:
+    """Return intersection over union (K, G) of each of the first boxes (K, 4) with each of the second (G, 4).
+
+    Boxes are x0, y0, x1, y1; 0 where the union is empty. `svd_hub.ops.iou_matrix` is the same on tensors.
+
+    Args:
+        first, second: boxes.
+        plus_one: a width is x1 - x0 + 1: coordinates are whole pixels, the last one inside. Evaluators older than
+            mmdet 2 count so.
+
+    Raises:
+        OptionError: arrays of another shape.
+    """
+    boxes = [np.asarray(some, dtype=np.float64) for some in (first, second)]
+    if any(some.ndim != 2 or some.shape[1] != 4 for some in boxes):
+        raise OptionError(f"boxes {boxes[0].shape} and {boxes[1].shape} are not allowed; allowed: (K, 4) and (G, 4)")
+    one, other = boxes[0][:, None], boxes[1][None]
+    more = 1.0 if plus_one else 0.0
+
+    def area(low: Floats, high: Floats) -> Floats:
+        return np.maximum(high - low + more, 0.0).prod(-1)
+
+    shared = area(np.maximum(one[..., :2], other[..., :2]), np.minimum(one[..., 2:], other[..., 2:]))
+    union = area(one[..., :2], one[..., 2:]) + area(other[..., :2], other[..., 2:]) - shared
+    return _ratio(shared, union, missing=0.0)

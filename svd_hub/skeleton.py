@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import models
@@ -39,6 +40,16 @@ def skeleton(architecture: str, options: Mapping[str, Any]) -> Backbone:
     """
     with torch.device("meta"), _NoValues():
         return models.build(architecture, options)
+
+
+def shadow(model: nn.Module) -> nn.Module:
+    """Return a copy of a network on the meta device; no weight is copied on the way."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

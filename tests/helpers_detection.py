@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,6 +99,35 @@ def matches_of(boxes: list[list[float]], truth: list[list[float]], rule: Matchin
     return matched
 
 
+# ---- the authors' files ----------------------------------------------------------------------------------------------
+
+
+def theirs(name: str, *, version: int, prefix: str = "backbone.") -> str:
+    """What the authors call a tensor of ours."""
+    if name.startswith("backbone."):
+        name = name.removeprefix("backbone.")
+        if "layer" in name:
+            name = re.sub(r"\.norm(\d)\.", r".norm_\1.", name)
+        return prefix + re.sub(r"^conv1\.", "conv1_custom.", name)
+    if name.startswith("gtm."):
+        return f"{prefix}groupconv_{int(name[4]) + 1}.weight"
+    if name.startswith("neck."):
+        return re.sub(r"(\d)\.(weight|bias)$", r"\1.conv.\2", name)
+    return f"roi_head.{name}" if version == 2 and name.startswith("bbox_head.") else name
+
+
+def upstream(ours: Mapping[str, Tensor], *, version: int, prefix: str = "backbone.") -> dict[str, Tensor]:
+    """A file of the authors: their names, their order of classes, convolutions in half precision."""
+    file = {}
+    for name, tensor in ours.items():
+        rows = 1 if "fc_cls" in name else 4
+        if version == 1 and "bbox_head.fc_" in name:
+            tensor = torch.cat([tensor[-rows:], tensor[:-rows]])
+        half = tensor.ndim > 1 or (name.endswith("bias") and not name.startswith("backbone."))
+        file[theirs(name, version=version, prefix=prefix)] = tensor.half() if half else tensor
+    return file
+
+
 # ---- detectors -------------------------------------------------------------------------------------------------------
 
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -120,19 +150,19 @@ def image(*shape: int) -> Tensor:
 def fit(
     model: Any, images: Tensor, targets: list[Target], *, steps: int, rate: float, sizes: Any = None
 ) -> list[float]:
-    """Train on one batch, the last third at a fifth of the rate; return the sum of the losses of each step."""
+    """Train on one batch, the rate falling to zero; return the sum of the losses of each step."""
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     draws = generator(1)
     course = []
-    for step in range(steps):
-        if step == steps * 2 // 3:
-            optimizer.param_groups[0]["lr"] = rate / 5
+    for _ in range(steps):
         loss = torch.stack(list(model(images, targets, sizes=sizes, generator=draws).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 35)
         optimizer.step()
+        falling.step()
         course.append(loss.item())
     model.eval()
     return course

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from plain_networks import Plan, norm, residual
 from torch import Tensor, nn
 
-from svd_hub.metrics import dice
-
 State = Mapping[str, Tensor]
-# The data sets that lie beside a checkout; what needs them is marked slow, and skipped where they are not there.
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def randomised(network: nn.Module, seed: int = 5) -> Any:
@@ -72,11 +66,16 @@ def three_balls(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
     return torch.tensor([-1.0, 0.0, 1.0, 2.0])[masks][:, None] + 0.2 * noise, masks
 
 
-def fit(model: Any, x: Tensor, y: Tensor, *, steps: int) -> list[float]:
-    """Train on one batch by cross-entropy and Dice; return the Dice of each class but 0, as evaluation has it."""
+def fit(model: Any, x: Tensor, y: Tensor, *, steps: int, adam: float = 0.0) -> Tensor:
+    """Train on one batch by cross-entropy and Dice; return its label maps in evaluation.
+
+    By SGD, or by Adam at the rate `adam`, whose steps do not become smaller where the wanted class is rare.
+    """
     classes = model.num_classes
     wanted = F.one_hot(y, classes).movedim(-1, 1)[:, 1:]
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    optimiser: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    if adam:
+        optimiser = torch.optim.Adam(model.parameters(), lr=adam)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     model.train()
     for _ in range(steps):
@@ -89,12 +88,4 @@ def fit(model: Any, x: Tensor, y: Tensor, *, steps: int) -> list[float]:
         optimiser.step()
         falling.step()
     with torch.inference_mode():
-        found = torch.cat([model.eval()(one[None]).argmax(1) for one in x])
-    return [float(value) for value in dice(found, y, classes)[1:]]
-
-
-def need(folder: str) -> Path:
-    """The folder of a data set, or the test is skipped."""
-    if not (DATA / folder).is_dir():
-        pytest.skip(f"{folder} is not beside the checkout")
-    return DATA / folder
+        return torch.cat([model.eval()(one[None]).argmax(1) for one in x])

@@ -27,7 +27,7 @@ NETWORKS = [name for name in ENTRIES if get_entry(name).architecture]
 TABLES = tomllib.loads(Path(catalog.__file__).with_name("catalog.toml").read_text(encoding="utf-8"))
 PAPER = {
     *("resnet3d18_imagenet", "resnet3d34_imagenet", "resnet3d50_imagenet", "mp3d63_coco", "p3d63_coco", "p3d18_coco"),
-    *("resnet3d18_coco", "resnet3d50_coco", "resnet3dv1c18_coco"),
+    *("resnet3d18_coco", "resnet3d50_coco", "resnet3dv1c18_coco", "mp3d63_coco_detector"),
 }
 
 
@@ -44,7 +44,7 @@ def entry(request: pytest.FixtureRequest) -> Entry:
 def test_the_networks_of_the_paper_are_there() -> None:
     assert set(ENTRIES) >= PAPER
     weights = {name for name in PAPER if get_entry(name).loadable}
-    assert weights == {"resnet3d18_imagenet", "mp3d63_coco"}
+    assert weights == {"resnet3d18_imagenet", "mp3d63_coco", "mp3d63_coco_detector"}
 
 
 # ---- every entry ---------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_unknown_name_tells_the_nearest() -> None:
 
 def test_list_entries() -> None:
     assert list_entries() == sorted(list_entries()) == ENTRIES
-    assert list_entries("p3d63") == list_entries("P3D63") == ["mp3d63_coco", "p3d63_coco"]
+    assert list_entries("p3d63") == list_entries("P3D63") == ["mp3d63_coco", "mp3d63_coco_detector", "p3d63_coco"]
     assert list_entries("p3d63*") == ["p3d63_coco"]
     assert list_entries("nothing") == []
     for key, value in (("status", "recipe"), ("task", "backbone"), ("licence", "Not Stated")):

@@ -12,6 +12,7 @@ from helpers_detection import RULES, generator, matches_of, random_boxes
 from torch import Tensor
 
 from svd_hub.errors import OptionError
+from svd_hub.models import default_options
 from svd_hub.models.detection import Target, settings, stack_images
 from svd_hub.models.detection.assign import BACKGROUND, NEITHER, choose, match, sample
 from svd_hub.models.detection.box_head import BoxHead
@@ -19,8 +20,33 @@ from svd_hub.models.detection.encoder import FORMS, choose_levels, full_options,
 from svd_hub.models.detection.fpn import FPN
 from svd_hub.models.detection.results import checked_sizes, checked_targets
 from svd_hub.models.detection.rpn import RPNHead, level_anchors
-from svd_hub.models.detection.settings import Sampling
+from svd_hub.models.detection.settings import Matching, Proposing, Sampling
 from svd_hub.models.layers import Feature
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_are_those_of_the_configurations() -> None:
+    """configs/deeplesion of urmagicsmine/MP3D@08e5ace; for mmdet 1 Deeplesion_configs of urmagicsmine/CSPR@390a413."""
+    assert (settings.STRIDES, settings.CHANNELS, settings.PAD_DIVISOR) == ((4, 8, 16, 32, 64), 256, 32)
+    assert (settings.ANCHOR_SCALE, settings.ANCHOR_RATIOS) == (4.0, (0.5, 1.0, 2.0))
+    assert Matching(positive=0.7, negative=0.3, minimum=0.3, low_quality=True) == settings.RPN_MATCHING
+    assert Sampling(number=256, positive_share=0.5) == settings.RPN_SAMPLING
+    assert (settings.RPN_BORDER, settings.RPN_BETA, settings.BOX_BETA) == (0, 1 / 9, 1.0)
+    assert (settings.RPN_STDS, settings.BOX_STDS) == ((1.0,) * 4, (0.1, 0.1, 0.2, 0.2))
+    assert Sampling(number=512, positive_share=0.25) == settings.BOX_SAMPLING
+    assert Proposing(before=1000, kept=1000, iou=0.7) == settings.TEST_PROPOSING
+    assert (settings.ROI_SIZE, settings.ROI_LEVELS, settings.FINEST_SIZE, settings.HEAD_CHANNELS) == (7, 4, 56.0, 1024)
+    old, new = settings.CONVENTIONS["mmdet1"], settings.CONVENTIONS["mmdet2"]
+    for convention, kept, low_quality in ((old, 2000, True), (new, 1000, False)):
+        assert convention.train_proposing == Proposing(before=2000, kept=kept, iou=0.7)
+        assert convention.box_matching == Matching(positive=0.5, negative=0.5, minimum=0.5, low_quality=low_quality)
+    assert (old.centred, old.roi_aligned, old.roi_samples, old.background_deltas) == (True, False, 2, True)
+    assert (new.centred, new.roi_aligned, new.roi_samples, new.background_deltas) == (False, True, 0, False)
+    defaults = default_options("faster_rcnn3d")
+    told = {name: defaults[name] for name in ("score_threshold", "nms_threshold", "max_detections", "num_classes")}
+    assert told == {"score_threshold": 0.0, "nms_threshold": 0.5, "max_detections": 100, "num_classes": 1}
+
 
 # ---- neck ------------------------------------------------------------------------------------------------------------
 
@@ -270,7 +296,18 @@ def test_sizes_are_those_of_the_images() -> None:
     images = torch.zeros(2, 1, 3, 20, 30)
     assert checked_sizes(None, images).tolist() == [[20, 30], [20, 30]]
     assert checked_sizes([(20, 7), (1, 30)], images).tolist() == [[20, 7], [1, 30]]
-    for bad in ([(20, 30)], [(20, 31), (1, 1)], [(0, 5), (1, 1)], torch.ones(2, 2)):
+    assert checked_sizes([torch.tensor([20, 7]), torch.Size([1, 30])], images).tolist() == [[20, 7], [1, 30]]
+    ragged, flat = [(20, 30), (20,)], [20, 30]
+    for bad in (
+        [(20, 30)],
+        [(20, 31), (1, 1)],
+        [(0, 5), (1, 1)],
+        torch.ones(2, 2),
+        ragged,
+        flat,
+        [(9.5, 9), (9, 9)],
+        [],
+    ):
         with pytest.raises(OptionError, match=r"allowed: \(height, width\) of each of the 2"):
             checked_sizes(bad, images)
 
@@ -302,3 +339,22 @@ def test_true_boxes_that_are_none_are_refused_by_number(boxes: Tensor, labels: T
         checked_targets([good, Target(boxes, labels)], 2, torch.zeros(2, 1, 3, 20, 30))
     with pytest.raises(OptionError, match="1 targets for 2 images"):
         checked_targets([good], 2, torch.zeros(2, 1, 3, 20, 30))
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ({"boxes": GOOD, "labels": torch.tensor([0])}, "a dict of str, str"),  # torchvision's
+        (([[1.0, 2, 5, 9]], [0]), "a tuple of list, list"),
+        ((GOOD, torch.tensor([0]), torch.tensor([1])), "a tuple of Tensor, Tensor, Tensor"),
+        (GOOD, "a Tensor"),
+    ],
+)
+def test_a_target_of_another_form_is_told_how_it_should_be(target: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=rf"target 0 is {words}; allowed: .*Next: svd_hub.models.detection.Target\("):
+        checked_targets([target], 2, torch.zeros(1, 1, 3, 20, 30))
+    pair = Target(GOOD, torch.tensor([0]))
+    (taken,) = checked_targets([(GOOD, torch.tensor([0]))], 2, torch.zeros(1, 1, 3, 20, 30))  # a plain pair will do
+    assert all(torch.equal(a, b) for a, b in zip(taken, pair, strict=True))
+    with pytest.raises(OptionError, match=r"0 targets for 0 images .*one or more"):
+        checked_targets([], 2, torch.zeros(0, 1, 3, 20, 30))

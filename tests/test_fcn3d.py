@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers_segmentation import State, close, convolve, fit, image, need, randomised, resnet_levels, three_balls
+from helpers_segmentation import State, close, convolve, fit, image, randomised, resnet_levels, three_balls
 from plain_networks import norm
+from real_data import need
 from torch import Tensor
 
 import svd_hub
 from svd_hub.errors import OptionError
+from svd_hub.metrics import dice
 from svd_hub.models import Feature, build, default_options, option_names, weight_options
 from svd_hub.models.fcn3d import FCN3D
 from svd_hub.skeleton import shapes, skeleton
@@ -256,23 +258,29 @@ def test_bad_options_say_what_is_allowed(options: dict[str, Any], message: str) 
 
 def test_it_learns_three_balls_by_heart() -> None:
     torch.manual_seed(0)
-    model = FCN3D(encoder_options=NARROW, num_classes=4)
-    found = fit(model, *three_balls((12, 16, 16)), steps=80)
+    model, (x, y) = FCN3D(encoder_options=NARROW, num_classes=4), three_balls((12, 16, 16))
+    found = dice(fit(model, x, y, steps=80), y, 4)
     assert min(found) > 0.95, found
 
 
 @pytest.mark.slow
 def test_it_learns_four_nodules_by_heart() -> None:
-    """Crops of 32 mm, padded with the window's low end where the data are smaller; from pre-trained weights of ours."""
+    """Nodules of four patients, 8 to 28 mm, in cubes of 32 mm, padded with the window's low end: two minutes.
+
+    Narrow (16 channels and a head of 32, for the paper's 64 and 512), from weights of ours: a step of the paper's width
+    takes 18 s on one core, all of them 50 minutes.
+    """
     nib: Any = pytest.importorskip("nibabel")
     folder = need("lidc_nodules")
     with (folder / "nodules.csv").open(newline="", encoding="utf-8") as handle:
-        names = [row["name"] for row in csv.DictReader(handle) if row["label"] == "1"][:4]
+        patients = {
+            row["patient_id"]: row["name"] for row in reversed(list(csv.DictReader(handle))) if row["label"] == "1"
+        }
     cube = {"spacing": (1.0, 1.0, 1.0), "size": (32, 32, 32)}
     scan = svd_hub.Preprocess(window=(-1000, 400), scale=(0, 255), mean=114.495, std=57.63, **cube)
     mask = svd_hub.Preprocess(**cube)
     images, masks = [], []
-    for name in names:
+    for name in [patients[patient] for patient in sorted(patients)[:4]]:
         for kind, rule, found in (("images", scan, images), ("masks", mask, masks)):
             file: Any = nib.load(folder / kind / f"{name}.nii.gz")
             array, spacing = np.asarray(file.dataobj).transpose(2, 1, 0), file.header.get_zooms()[2::-1]
@@ -281,6 +289,8 @@ def test_it_learns_four_nodules_by_heart() -> None:
     assert all(100 < int(one.sum()) < 20_000 for one in y)
     torch.manual_seed(0)
     backbone = svd_hub.load("resnet3d18w16_tinyimagenet")
-    model = svd_hub.task_model(backbone, "fcn3d", num_classes=2, preprocess=scan)
-    found_dice = fit(model, x, y, steps=60)
-    assert min(found_dice) > 0.97, found_dice
+    model = svd_hub.task_model(backbone, "fcn3d", num_classes=2, head_channels=32, preprocess=scan)
+    maps = fit(model, x, y, steps=160, adam=0.01)
+    assert dice(maps, y, 2)[1] > 0.97, "all voxels together, the paper's measure"
+    alone = dice(maps, y, 2, per_case=True)[:, 1]
+    assert min(alone) > 0.9, alone

@@ -12,6 +12,7 @@ import helpers_genesis
 import pytest
 import torch
 import upstream_layouts as layouts
+from helpers_detection import theirs
 from torch import Tensor
 
 from svd_hub import checkpoint
@@ -34,6 +35,13 @@ def encoder() -> layouts.Shapes:
     return {name: s for name, s in helpers_genesis.documented_shapes().items() if name.startswith("down_tr")}
 
 
+def detector() -> layouts.Shapes:
+    """The released detector: mmdet 1's names, 81 classes."""
+    options = {"depth_stride": 1, "num_classes": 80, "convention": "mmdet1"}
+    ours = skeleton("faster_rcnn3d", options).state_dict()
+    return {theirs(name, version=1): tuple(tensor.shape) for name, tensor in ours.items()}
+
+
 ABOUT_TO_FIT: dict[str, tuple[layouts.Shapes, list[str]]] = {
     "MedicalNet 18": (layouts.medicalnet(18), ["resnet3d18_med3d", "resnet3d18_med3d23"]),
     "MedicalNet 50": (layouts.medicalnet(50), ["resnet3d50_med3d", "resnet3d50_med3d23"]),
@@ -49,6 +57,11 @@ ABOUT_TO_FIT: dict[str, tuple[layouts.Shapes, list[str]]] = {
     "DenseNet": (layouts.densenet(), ["densenet3d121_imagenet_acs", "densenet3d121_imagenet_i3d"]),
     "FMCIB": (layouts.resnet(50, width=128, channels=1, bias=True), ["resnet3d50x2_fmcib"]),
     "Merlin": (layouts.merlin_main(), ["resnet3d152_merlin"]),
+    "SVD-Net's detector": (detector(), ["mp3d63_coco_detector"]),
+    "SVD-Net's detector, the backbone alone": (
+        {name: shape for name, shape in detector().items() if name.startswith("backbone.")},
+        ["mp3d63_coco", "p3d63_coco"],
+    ),
     "Genesis": (
         helpers_genesis.documented_shapes(),
         ["unet3d_genesis", "unet3d_semantic_genesis", "unet3d_transvw"],
@@ -172,7 +185,7 @@ def test_no_network_is_built_that_the_file_cannot_be(monkeypatch: pytest.MonkeyP
     tensors = file_of(layouts.medicalnet(101))
     sys.modules["svd_hub.identify"]._shapes_of.cache_clear()
     assert identify(tensors) == ["resnet3d101_med3d"]
-    assert {architecture for architecture, _ in built} == {"resnet3d"}
+    assert {architecture for architecture, _ in built} == {"resnet3d", "faster_rcnn3d"}  # or a detector's backbone
     assert len(built) < len(all_entries()) / 4
     count = len(built)
     assert identify(tensors) == ["resnet3d101_med3d"]

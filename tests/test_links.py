@@ -22,6 +22,7 @@ import pytest
 import servers
 import torch
 import upstream_layouts as upstream
+from helpers_detection import theirs
 from safetensors.torch import save
 from synthetic import Shelf, official
 
@@ -100,9 +101,12 @@ def file_of(entry: Entry) -> tuple[bytes, dict[str, Any]]:
     if entry.origin == "ctfm":
         heads = {"out_channels": entry.options["num_classes"], "dsdepth": entry.options["dsdepth"]}
         return save(monai_state(entry, "SegResNetDS", blocks_down=(1, 2, 2, 4, 4), **heads)), {"init_filters": 8}
-    if entry.origin == "svdnet_coco":
-        shapes = skeleton.shapes(skeleton.skeleton(entry.architecture, entry.options).state_dict())
-        return upstream.saved({"state_dict": upstream.prefixed(seeded(shapes, entry), "backbone.")}), {}
+    if entry.origin in ("svdnet_coco", "svdnet_detector"):  # one file, of which two entries take their parts
+        detector = all_entries()["mp3d63_coco_detector"]
+        narrow = {"encoder_options": {"variant": "63", "width": 4}, "channels": 8, "head_channels": 8}
+        shapes = skeleton.shapes(skeleton.skeleton("faster_rcnn3d", {**detector.options, **narrow}).state_dict())
+        file = {theirs(name, version=1): tensor for name, tensor in seeded(shapes, entry).items()}
+        return upstream.saved({"state_dict": file}), narrow if entry.origin == "svdnet_detector" else {"width": 4}
     return official(width=8), {"width": 8}
 
 

@@ -279,6 +279,13 @@ def test_no_boxes() -> None:
     assert ops.multilevel_roi_align([features, features], torch.zeros(0, 4), none, [4, 8]).shape == (0, 3, 7, 7)
 
 
+def test_no_channels_no_cells_no_images() -> None:
+    box, image = torch.tensor([[1.0, 1, 4, 4]]), torch.tensor([0])
+    assert ops.roi_align(torch.zeros(1, 0, 5, 5), box, image).shape == (1, 0, 7, 7)
+    assert not ops.roi_align(torch.ones(1, 2, 0, 5), box, image).any()
+    assert ops.roi_align(torch.zeros(0, 3, 5, 5), box[:0], image[:0]).shape == (0, 3, 7, 7)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_types_of_features_are_kept_and_coordinates_are_not_rounded_to_them(dtype: torch.dtype) -> None:
     features = torch.arange(600.0).view(1, 1, 1, 600).expand(1, 1, 3, 600) / 600
@@ -287,6 +294,11 @@ def test_types_of_features_are_kept_and_coordinates_are_not_rounded_to_them(dtyp
     found = ops.roi_align(features.to(dtype), boxes, torch.tensor([0]), (1, 3))
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), exact, rtol=0, atol=8e-3 if dtype == torch.bfloat16 else 1e-3)
+    learned = features.to(dtype).contiguous().requires_grad_()
+    ops.roi_align(learned, boxes.to(dtype), torch.tensor([0]), (1, 3)).sum().backward()
+    assert learned.grad is not None
+    assert learned.grad.dtype == dtype
+    assert learned.grad.double().sum().item() == pytest.approx(3, rel=0.02)  # the weights of each bin add up to one
 
 
 def test_any_memory_order() -> None:
@@ -317,6 +329,8 @@ def test_nonsense_is_refused(
 ) -> None:
     with pytest.raises(OptionError, match=words):
         ops.roi_align(torch.zeros(features), torch.zeros(boxes), torch.tensor(images), **options)
+    with pytest.raises(OptionError, match=r"of torch.float32 are not allowed; .*\(K,\) integers"):
+        ops.roi_align(torch.zeros(1, 3, 5, 5), torch.zeros(1, 4), torch.zeros(1))
 
 
 def test_levels_must_fit_each_other() -> None:

@@ -2,60 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from helpers_detection import generator, image, small
+from helpers_detection import generator, image, small, theirs, upstream
+from synthetic import Shelf
 from torch import Tensor
 
+import svd_hub
 from svd_hub import checkpoint
-from svd_hub.errors import CheckpointError
+from svd_hub.catalog import get_entry
+from svd_hub.errors import CheckpointError, OptionError
 from svd_hub.models import build
-from svd_hub.models.detection import FasterRCNN3D
+from svd_hub.models.detection import FasterRCNN3D, Target
 from svd_hub.origins import svdnet_detector
 from svd_hub.origins.conversion import convert_by_rules
+from svd_hub.skeleton import skeleton
 
 torch.set_num_threads(1)
 COCO = {"depth_stride": 1, "num_classes": 80}
 
 
-def meta(**options: Any) -> FasterRCNN3D:
-    with torch.device("meta"):
-        return FasterRCNN3D(**options)
-
-
-def theirs(name: str, *, version: int, prefix: str = "backbone.") -> str:
-    """What the authors call a tensor of ours."""
-    if name.startswith("backbone."):
-        name = name.removeprefix("backbone.")
-        if "layer" in name:
-            name = re.sub(r"\.norm(\d)\.", r".norm_\1.", name)
-        return prefix + re.sub(r"^conv1\.", "conv1_custom.", name)
-    if name.startswith("gtm."):
-        return f"{prefix}groupconv_{int(name[4]) + 1}.weight"
-    if name.startswith("neck."):
-        return re.sub(r"(\d)\.(weight|bias)$", r"\1.conv.\2", name)
-    return f"roi_head.{name}" if version == 2 and name.startswith("bbox_head.") else name
-
-
-def upstream(ours: dict[str, Tensor], *, version: int, prefix: str = "backbone.") -> dict[str, Tensor]:
-    """A file of the authors: their names, their order of classes, convolutions in half precision."""
-    file = {}
-    for name, tensor in ours.items():
-        rows = 1 if "fc_cls" in name else 4
-        if version == 1 and "bbox_head.fc_" in name:
-            tensor = torch.cat([tensor[-rows:], tensor[:-rows]])
-        half = tensor.ndim > 1 or (name.endswith("bias") and not name.startswith("backbone."))
-        file[theirs(name, version=version, prefix=prefix)] = tensor.half() if half else tensor
-    return file
+def meta(**options: Any) -> Any:
+    return skeleton("faster_rcnn3d", options)
 
 
 def filled(**options: Any) -> FasterRCNN3D:
     """A narrow detector of three classes whose values survive half precision."""
-    model = small(num_classes=3, **options)
+    model = small(**{"num_classes": 3, **options})
     g = generator(7)
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -179,3 +158,131 @@ def test_masks_are_left_out_by_name() -> None:
     got = svdnet_detector.convert({**file, **masks}, {"num_classes": 3})
     assert list(got.tensors) == list(model.state_dict())
     assert list(got.dropped) == list(masks)
+
+
+# ---- through load ----------------------------------------------------------------------------------------------------
+
+NAME = "mp3d63_coco_detector"
+NARROW: dict[str, Any] = {"encoder_options": {"variant": "18ba", "width": 8}, "channels": 32, "head_channels": 64}
+unstated = pytest.mark.filterwarnings("ignore::svd_hub.hub.LicenceWarning")
+
+
+def file_of(model: FasterRCNN3D, *, version: int = 1) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"meta": {}, "state_dict": upstream(model.state_dict(), version=version)}, buffer)
+    return buffer.getvalue()
+
+
+def coco(**options: Any) -> FasterRCNN3D:
+    """The detector of the entry, narrow, with values of its own in every tensor."""
+    return filled(num_classes=80, convention="mmdet1", depth_stride=1, **options)
+
+
+def same(a: Any, b: Any, x: Tensor) -> None:
+    """In double precision, because where a tensor lies in memory decides how a kernel rounds."""
+    for one, two in zip(a.double()(x.double())[0], b.double()(x.double())[0], strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@unstated
+def test_the_released_detector_loads_whole_and_its_backbone_alone_by_the_other_name(shelf: Shelf) -> None:
+    model = coco()
+    shelf.put(NAME, file_of(model), options=NARROW)
+    shelf.put("mp3d63_coco", file_of(model), options={"variant": "18ba", "width": 8})
+    loaded, report = svd_hub.load(NAME, return_report=True)
+    assert report.matched == tuple(model.state_dict())
+    assert (report.missing, report.unexpected, report.adapted, dict(report.dropped)) == ((), (), (), {})
+    assert {name.split(".")[0] for name in report.matched} == {"backbone", "neck", "rpn_head", "bbox_head"}
+    assert "bbox_head.fc_cls (one)" in str(report.notes)
+    assert loaded.entry.classes[:2] == ("person", "bicycle")
+    assert len(loaded.entry.classes) == loaded.num_classes == 80
+    assert loaded.convention is FasterRCNN3D(**NARROW, convention="mmdet1").convention
+    same(loaded, model, image(1, 1, 3, 64, 64))
+    backbone, report = svd_hub.load("mp3d63_coco", return_report=True)
+    assert {name.split(".")[0] for name in report.dropped} == {"neck", "rpn_head", "bbox_head"}
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[f"backbone.{name}"].float())
+
+
+@unstated
+@pytest.mark.parametrize("reduction", ["centre", "group"])
+def test_the_released_detector_becomes_one_of_lesions(shelf: Shelf, reduction: str) -> None:
+    """Nine slices, one class: backbone, neck, RPN and the shared layers are COCO's; what is new is named."""
+    model = coco()
+    shelf.put(NAME, file_of(model), options=NARROW)
+    lesions, report = svd_hub.load(NAME, num_classes=1, depth_stride=2, reduction=reduction, return_report=True)
+    head = {f"bbox_head.fc_{part}.{kind}" for part in ("cls", "reg") for kind in ("weight", "bias")}
+    gtm = {f"gtm.{i}.weight" for i in range(4)} if reduction == "group" else set()
+    assert set(report.missing) == head | gtm
+    for name, tensor in lesions.state_dict().items():
+        if name not in head | gtm:
+            assert torch.equal(tensor, model.state_dict()[name]), name
+    x = image(1, 1, 9, 64, 64)
+    assert [level.shape[2] for level in lesions.features(x).values()] == [9, 9, 5, 3, 1]
+    centre = small(num_classes=80, convention="mmdet1", depth_stride=2)
+    centre.load_state_dict(model.state_dict())
+    for a, b in zip(lesions.pyramid(x), centre.pyramid(x), strict=True):
+        torch.testing.assert_close(a, b)
+    assert set(lesions(x)[0].labels.tolist()) == {0}
+    assert set(lesions.train()(x, [Target(torch.tensor([[3.0, 4, 30, 40]]), torch.tensor([0]))])) == {
+        *("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox")
+    }
+
+
+@unstated
+def test_a_group_transform_of_any_depth_is_added_to_middle_slices_and_to_nothing_else(
+    shelf: Shelf, tmp_path: Path
+) -> None:
+    shelf.put(NAME, file_of(coco()), options=NARROW)
+    kept, grouped = svd_hub.load(NAME), svd_hub.load(NAME, reduction="group", slices=3)
+    x = image(1, 1, 3, 64, 64)
+    same(kept, grouped, x)
+    path = svd_hub.save(grouped.float(), tmp_path / "group.safetensors")
+    same(svd_hub.load(path), kept, x)
+    for other in ({"reduction": "centre"}, {"slices": 9}):
+        with pytest.raises(OptionError, match=r"does not fit the weights of .*group"):
+            svd_hub.load(path, **other)
+    damaged = {n: t for n, t in checkpoint.read(path).tensors.items() if n != "gtm.2.weight"}
+    checkpoint.write(path, damaged, checkpoint.unpack_metadata(checkpoint.read(path).metadata))
+    with pytest.raises(CheckpointError, match=r"1 missing \(gtm\.2\.weight\)"):
+        svd_hub.load(path)
+
+
+@unstated
+def test_a_file_with_a_group_transform_keeps_it(shelf: Shelf) -> None:
+    """Third parties saw none in the released file; if it has one after all, it decides."""
+    model = coco(reduction="group", slices=3)
+    shelf.put(NAME, file_of(model), options=NARROW)
+    loaded, report = svd_hub.load(NAME, return_report=True)
+    assert (loaded.options["reduction"], loaded.options["slices"]) == ("group", 3)
+    assert any("reduction='group'" in note for note in report.notes)
+    same(loaded, model, image(1, 1, 3, 64, 64))
+
+
+@unstated
+def test_a_detector_of_lesions_of_one_s_own(shelf: Shelf, tmp_path: Path) -> None:
+    """What mmdet 2 saved of the DeepLesion configuration: one class, P3D, the background last."""
+    model = filled(depth_stride=2)
+    shelf.put(NAME, file_of(coco()), options=NARROW)
+    path = tmp_path / "epoch_24.pth"
+    path.write_bytes(file_of(model, version=2))
+    loaded, report = svd_hub.load(NAME, weights=path, depth_stride=2, return_report=True)
+    assert loaded.options["convention"] == "mmdet2"
+    assert loaded.num_classes == 3
+    assert report.matched == tuple(model.state_dict())
+    same(loaded, model, image(1, 1, 9, 64, 64))
+
+
+def test_the_entry_says_what_the_network_is() -> None:
+    entry = get_entry(NAME)
+    assert entry.source == get_entry("mp3d63_coco").source
+    assert dict(entry.options) == {
+        "encoder": "p3d", "encoder_options": {"variant": "63"}, "depth_stride": 1, "reduction": "centre",
+        "convention": "mmdet1", "num_classes": 80,
+    }  # fmt: skip
+    assert meta(**entry.options).encoder_options["form"] == "mp3d"
+    assert meta(**{**entry.options, "depth_stride": 2}).encoder_options["form"] == "p3d"
+    assert entry.task == FasterRCNN3D.task == "detection"
+    assert len(set(entry.classes)) == 80
+    x = entry.preprocess(np.zeros((70, 90, 3), np.uint8))
+    assert x.shape == (1, 1, 3, 70, 90)  # boxes are in the picture's own pixels

@@ -94,8 +94,9 @@ def test_key_slices_of_ones_own() -> None:
     one = volume(10, 1.0)
     assert chosen_planes(one, [7, 2, 2, np.int64(3)]) == [2, 3, 7]
     assert {type(k) for k in chosen_planes(one, np.array([1, 2]))} == {int}
+    assert chosen_planes(one, "all") == list(range(10))
     for wrong in ([], [-1], [10], [1.5], [True], ["1"], 3.0, "12"):
-        with pytest.raises(OptionError, match=r"planes=.* not allowed; allowed: whole numbers, 0 \(the lowest\) to 9"):
+        with pytest.raises(OptionError, match=r"planes=.* not allowed; allowed: 'all', or whole numbers, 0 .*to 9"):
             chosen_planes(one, wrong)  # type: ignore[arg-type]
     assert chosen_planes(one, 4) == [4]  # type: ignore[arg-type]
 

@@ -517,7 +517,7 @@ def test_the_shipped_recipe_can_be_made() -> None:
 
 
 def test_what_is_refused_says_what_next(here: Path, tmp_path: Path) -> None:
-    with pytest.raises(SvdHubError, match=r"\['first'\] are in training and in evaluation"):
+    with pytest.raises(SvdHubError, match=r"1 of the \d cases are in train_cases and in val_cases"):
         module(here, val_cases={"first": CaseFiles()})
     with pytest.raises(SvdHubError, match="one case or more"):
         module(here, val_cases={})

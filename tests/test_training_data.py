@@ -416,10 +416,10 @@ def test_augmentation_of_crops_keeps_the_voxels_and_the_seed_decides_it(nodules:
 
 
 def test_leaks_are_refused(tmp_path: Path, nodules: Path) -> None:
-    with pytest.raises(SvdHubError, match=r"folds \[1\] are in training and in evaluation"):
+    with pytest.raises(SvdHubError, match=r"1 of the 3 folds are in train_folds and in val_folds"):
         lidc(nodules, val_folds=[1, 2])
     leaking = miniature.nodules(tmp_path / "leaking", [row("a", "same", 0, 0), row("b", "same", 1, 1)], {})
-    with pytest.raises(SvdHubError, match=r"patient same is in folds 0 and 1"):
+    with pytest.raises(SvdHubError, match=r"1 of the 1 patients are in fold 0 and in fold 1"):
         read_nodules(leaking)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from ..errors import MissingExtraError
 
-Data = Annotated[Path | None, typer.Option(help="The data set's folder.")]
+Data = Annotated[Path | None, typer.Option(help="The data set's folder, or your own CSV (finetune-...).")]
 
 
 def _pairs(items: list[str]) -> dict[str, Any]:
@@ -82,6 +85,26 @@ def publish(
     typer.echo(json.dumps(publish_run(run, name, to), indent=1))
 
 
+def reproduce(
+    table: Annotated[str, typer.Argument(help="table2 ... table7 or fig4 of the paper.")],
+    runs: Annotated[
+        Path | None, typer.Option(help="A folder of finished runs; each is taken to the row it belongs to.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a table of the SVD-Net paper beside what is counted and trained here, and what does not fit in it."""
+    from .reproduce import compare
+    from .reproduce.show import as_data, render
+
+    found = compare(table, runs)
+    if as_json:
+        typer.echo(json.dumps(as_data(found), indent=1))
+        return
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    for part in render(found):
+        console.print(part, soft_wrap=isinstance(part, Text))  # a command is never cut in two
+
+
 def _needs_extra(command: Callable[..., None]) -> Callable[..., None]:
     """Name the extra to install where a library is missing."""
 
@@ -99,5 +122,5 @@ def _needs_extra(command: Callable[..., None]) -> Callable[..., None]:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (train, evaluate, publish):
+    for command in (train, evaluate, publish, reproduce):
         app.command()(_needs_extra(command))

@@ -176,16 +176,20 @@ def train(
 
 def finish(recipe: recipes.Recipe, task: Any, data: Any, run: Path) -> Path:
     """Write the trained network of a finished run in the form that `svd_hub.load(path)` rebuilds alone."""
-    network = task.config
+    network, entry = task.config, getattr(task.network, "entry", None)
     options = getattr(task.network, "options", network.options)
     target = run / "model.safetensors"
+    # what it was trained from has terms, which stay with it
+    origin = {key: getattr(entry, key) for key in ("licence", "licence_url", "trained_on")} if entry else {}
     record = {
         "entry": recipe.name,
-        "architecture": entry.architecture if (entry := getattr(task.network, "entry", None)) else network.architecture,
+        "architecture": entry.architecture if entry else network.architecture,
         "options": dict(options),
         "task": getattr(task.network, "task", "classification"),
         "classes": list(data.class_names()),
         "preprocess": data.preprocess(mean=task.mean, std=task.std),
+        "inference": {**data.inference(), **(task.inference() if hasattr(task, "inference") else {})},
+        **origin,
     }
     checkpoint.write(target, task.network.state_dict(), record)
     return target

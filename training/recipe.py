@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import OptionError, SvdHubError, nearest
+
+OPTIONS = "task.init_args.network.options."  # an architecture's own, of which the parser knows nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +59,18 @@ class Recipe:
     parser: ArgumentParser
 
     def make(self) -> tuple[pl.LightningModule, pl.LightningDataModule]:
-        """Return the task and the data, made in this order after seeding."""
+        """Return the task, made after seeding, and the data.
+
+        Data that say by `fills` what a task needs of them ({"network.options.num_classes": 3}) are asked for what the
+        recipe leaves open.
+        """
+        data = self.make_data()
+        config = self.config.clone()
+        del config["data"]
+        for key, value in data.fills().items() if hasattr(data, "fills") else ():
+            _fill(config.task.init_args, key.split("."), value)
         pl.seed_everything(self.settings.seed, verbose=False)
-        made = self._instantiate(self.config)
-        return made.task, made.data
+        return self._instantiate(config).task, data
 
     def make_data(self) -> Any:
         """Return the data module alone."""
@@ -72,6 +83,15 @@ class Recipe:
             return self.parser.instantiate(config)
         except ValueError as error:
             raise SvdHubError(f"recipe {self.name}: {_readable(error)}") from error
+
+
+def _fill(place: Any, keys: list[str], value: Any) -> None:
+    """Put a value into nested tables, unless there is one."""
+    *path, last = keys
+    for key in path:
+        place = place[key]
+    if place.get(last) is None:
+        place[last] = value
 
 
 def recipe_path(name: str) -> Path:
@@ -104,11 +124,17 @@ def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     parser.add_subclass_arguments(pl.LightningModule, "task", required=True)
     parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)
     parser.link_arguments("run.seed", "data.init_args.seed")  # one seed for everything
-    arguments = [f"--{key}={value}" for key, value in (overrides or {}).items()]
+    # data that are read as the starting point asks for have an `init`; for others this is nothing
+    parser.link_arguments("task.init_args.network.init", "data.init_args.init")
+    asked = dict(overrides or {})
+    options = {key: asked.pop(key) for key in list(asked) if key.startswith(OPTIONS)}
+    arguments = [f"--{key}={value}" for key, value in asked.items()]
     try:
         config = parser.parse_path(str(path))
         if arguments:
             config = parser.parse_args(arguments, namespace=config)
+        for key, value in options.items():
+            _lay(config.task.init_args.network.options, key.removeprefix(OPTIONS).split("."), value)
     except Exception as error:
         raise SvdHubError(f"recipe {path}: {_readable(error)}") from error
     return Recipe(
@@ -117,9 +143,22 @@ def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
         settings=RunSettings(**config.run.as_dict()),
         expected=dict(config.expected),
         config=config,
-        text=parser.dump(config),
+        text=parser.dump(config, skip_unset=False),  # a null may stand for another default
         parser=parser,
     )
+
+
+def _lay(table: Any, path: list[str], value: Any) -> None:
+    """Set one value of nested tables, beside what is there; the parser would put a table of its own in their place.
+
+    Raises:
+        SvdHubError: something on the way is no table.
+    """
+    for name in path[:-1]:
+        table = table.setdefault(name, {}) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        raise SvdHubError(f"{OPTIONS}{'.'.join(path)} is not allowed: {path[-2]!r} is no table of options")
+    table[path[-1]] = yaml.safe_load(value) if isinstance(value, str) else value
 
 
 def _readable(error: Exception) -> str:

@@ -6,7 +6,7 @@ Three rules: the order of an epoch is a function of (seed, epoch); a sample's au
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -79,14 +79,25 @@ class ResumableData(pl.LightningDataModule):
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.place = (0, 0)
 
+    def inference(self) -> dict[str, Any]:
+        """Return arguments of `svd_hub.Inference` that the data decide."""
+        return {}
+
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.place[0], "batches": self.place[1]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.place = (state["epoch"], state["batches"])
 
-    def loader(self, dataset: Dataset[Any], *, train: bool) -> DataLoader[Any]:
+    def loader(
+        self, dataset: Dataset[Any], *, train: bool, collate: Callable[[list[Any]], Any] | None = None
+    ) -> DataLoader[Any]:
         """Return the batches of a data set: shuffled and from `place` on for training, all in order for evaluation.
+
+        Args:
+            dataset: takes (epoch, index).
+            train: which of the two.
+            collate: makes a batch of samples; None = torch's own.
 
         Raises:
             SvdHubError: there is not one whole batch to train on.
@@ -109,7 +120,12 @@ class ResumableData(pl.LightningDataModule):
                 "Next: more data, or --set data.init_args.batch_size=N"
             )
         return DataLoader(
-            dataset, sampler=sampler, batch_size=self.batch_size, num_workers=self.workers, drop_last=train
+            dataset,
+            sampler=sampler,
+            batch_size=self.batch_size,
+            num_workers=self.workers,
+            drop_last=train,
+            collate_fn=collate,
         )
 
 

@@ -6,6 +6,7 @@ the windows lie and what they weigh is MONAI's `sliding_window_inference` (1.6),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -19,6 +20,7 @@ Triple = tuple[int, int, int]
 Network = Callable[[Tensor], Tensor]
 BLENDS = ("gaussian", "constant")
 _SIGMA = 0.125  # of the window's side, as MONAI's
+_BATCH = 1 << 20
 _LEAST = 1e-3  # a weight is never less, as MONAI's
 
 
@@ -74,7 +76,7 @@ def blended(
     window: Sequence[int],
     stride: Sequence[int],
     blend: str = "gaussian",
-    at_once: int = 1,
+    at_once: int | None = None,
     device: torch.device | str | None = None,
     done: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
@@ -88,7 +90,8 @@ def blended(
         window: (D, H, W).
         stride: (D, H, W) from one window to the next.
         blend: "gaussian" | "constant".
-        at_once: windows in a batch.
+        at_once: windows in a batch, None = as many as `_BATCH` voxels allow, 4 at most: of small windows, several at
+            once escape torch's slow Conv3d on a CPU; of large ones they cost memory and bring no speed.
         device: where the network is; None = where the volume is.
         done: called with (windows done, windows in all) after each batch.
 
@@ -96,6 +99,7 @@ def blended(
         OptionError: a window, stride or at_once that is not allowed, or a network whose output is of another size.
     """
     window, stride = _checked(window, stride)
+    at_once = max(1, min(4, _BATCH // math.prod(window))) if at_once is None else at_once
     if at_once < 1:
         raise OptionError(f"at_once={at_once} is not allowed; allowed: 1 or more")
     padded = _Padded(volume, window)

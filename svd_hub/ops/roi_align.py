@@ -136,7 +136,7 @@ def pool(
         index, weight, first = combine(rows, columns, start, min(start + part, taps.shape[0]))
         weight = weight.to(table.dtype)
         bins.append(F.embedding_bag(index, table.flatten(0, 1), first, mode="sum", per_sample_weights=weight))
-    pooled = torch.cat(bins).view(-1, output_size[0], output_size[1], table.shape[2])
+    pooled = torch.cat(bins).view(images.shape[0], output_size[0], output_size[1], table.shape[2])
     return pooled.permute(0, 3, 1, 2).contiguous()
 
 
@@ -228,9 +228,11 @@ def check(maps: list[Tensor], boxes: Tensor, images: Tensor, output_size: tuple[
         raise OptionError(
             f"features of shapes {shapes} are not allowed; allowed: (N, C, H, W), with the same N and C on all levels"
         )
-    if boxes.dim() != 2 or boxes.shape[1] != 4 or images.dim() != 1 or images.shape[0] != boxes.shape[0]:
+    whole = not images.is_floating_point()
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or images.dim() != 1 or images.shape[0] != boxes.shape[0] or not whole:
         raise OptionError(
-            f"boxes {list(boxes.shape)} with images {list(images.shape)} are not allowed; allowed: (K, 4), (K,)"
+            f"boxes {list(boxes.shape)} with images {list(images.shape)} of {images.dtype} are not allowed; "
+            "allowed: (K, 4), (K,) integers"
         )
     if images.shape[0] > 0 and bool(((images < 0) | (images >= shapes[0][0])).any()):
         raise OptionError(

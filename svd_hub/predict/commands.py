@@ -29,6 +29,7 @@ def predict(
     key_slice: Annotated[
         list[int] | None, typer.Option(help="Detectors: a key slice, from 0 at the lowest; repeat.")
     ] = None,
+    every_slice: Annotated[bool, typer.Option(help="Detectors: every slice is a key slice, however thin.")] = False,
     least_score: Annotated[
         float | None, typer.Option(help="Detectors: leave out findings below, 0.1 unless given.")
     ] = None,
@@ -52,7 +53,10 @@ def predict(
 
         want = Outputs(mask=mask, dicom=dicom, picture=picture)
         options: dict[str, Any] = {"series": _series(series), "missing": "fill" if fill_gaps else None}
-        options |= {"point": _point(point), "planes": key_slice or None, "least_score": least_score, "most": most}
+        if every_slice and key_slice:
+            raise OptionError("--every-slice and --key-slice exclude each other; allowed: one. Next: leave one out")
+        planes = "all" if every_slice else key_slice or None
+        options |= {"point": _point(point), "planes": planes, "least_score": least_score, "most": most}
         found = find_inputs(inputs, each=each)
         refuse_out_inside(out, inputs)
         predictor = _predictor(entry, device, dtype, accept_licence=accept_licence)

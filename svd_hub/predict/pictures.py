@@ -105,17 +105,36 @@ def _classification(result: Classification, rule: Preprocess) -> Any:
     at = [n // 2 for n in volume.shape]
     if result.point is not None:
         at = np.rint(volume.grid.indices(np.array([result.point]))[0]).astype(int).clip(0, np.array(volume.shape) - 1)
-    planes = [
-        ("axial", volume.array[at[0]], volume.spacing[1:]),
-        ("coronal", volume.array[::-1, at[1]], (volume.spacing[0], volume.spacing[2])),
-        ("sagittal", volume.array[::-1, :, at[2]], volume.spacing[:2]),
+    planes = [  # feet are below in the two upright ones
+        ("axial", volume.array[at[0]], (1, 2)),
+        ("coronal", volume.array[::-1, at[1]], (0, 2)),
+        ("sagittal", volume.array[::-1, :, at[2]], (0, 1)),
     ]
+    seen_part = _part_seen(volume, rule, [float(k) + 0.5 for k in at] if result.point is not None else None)
     tiles = []
-    for name, values, (down, right) in planes:
-        scale = _TILE / max(values.shape[0] * down, values.shape[1] * right)
-        tiles.append((name, _resized(_grey(values, _window(values, rule)), down * scale, right * scale)))
+    for name, values, (row, column) in planes:
+        mm = volume.spacing
+        scale = _TILE / max(values.shape[0] * mm[row], values.shape[1] * mm[column])
+        down, right = mm[row] * scale, mm[column] * scale
+        tile = _resized(_grey(values, _window(values, rule)), down, right)
+        if seen_part is not None:
+            (y0, y1), (x0, x1) = seen_part[row], seen_part[column]
+            if row == 0:
+                y0, y1 = volume.shape[0] - y1, volume.shape[0] - y0
+            _draw_box(tile, (x0, y0, x1, y1), colour(2), right, down)
+        tiles.append((name, tile))
     memory.release(volume.array)
     return _sheet(tiles, legend)
+
+
+def _part_seen(volume: Volume, rule: Preprocess, middle: Sequence[float] | None) -> list[tuple[float, float]] | None:
+    """Return from where to where, in voxels of D, H, W, a network sees a volume; None where that is all of it."""
+    if rule.size is None or rule.fit != "crop" or rule.orientation not in (None, "SPL"):
+        return None
+    mm = rule.spacing or volume.spacing
+    middle = [n / 2 for n in volume.shape] if middle is None else middle
+    half = [side * s / own / 2 for side, s, own in zip(rule.size, mm, volume.spacing, strict=True)]
+    return [(m - h, m + h) for m, h in zip(middle, half, strict=True)]
 
 
 # ---- parts ---------------------------------------------------------------------------------------------------------

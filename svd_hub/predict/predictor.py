@@ -95,7 +95,7 @@ class Predictor:
         series: str | int | None = None,
         missing: str = "refuse",
         point: Point | None = None,
-        planes: Sequence[int] | None = None,
+        planes: Sequence[int] | str | None = None,
         least_score: float | None = None,
         most: int | None = None,
         done: Done | None = None,
@@ -110,7 +110,7 @@ class Predictor:
             series: of a DICOM folder with several: SeriesInstanceUID or SeriesNumber.
             missing: "refuse" gaps in a DICOM series, or "fill" them.
             point: classifiers: mm (x, y, z) to Left, Posterior, Superior that the input is cut about.
-            planes: detectors: key slices along D; None = every `slice_spacing` mm.
+            planes: detectors: key slices along D, or "all"; None = every `slice_spacing` mm.
             least_score, most: detectors: findings below that score (None = 0.1), or beyond that number (None = 100),
                 are left out.
             done: called with (steps done, steps in all).
@@ -225,13 +225,13 @@ class Predictor:
         for name in self.inference.largest:
             if gone := keep_largest(labels, self.classes.index(name)):
                 notes.append(f"{name}: the largest connected part is kept, {gone} voxels of others were taken away")
-        counts = counts_of(labels, len(self.classes))
+        counts = counts_of((plane for (plane,) in memory.planes(labels)), len(self.classes))
         return Segmentation(
             labels=labels, classes=self.classes, voxels=counts, volume=volume, notes=tuple(notes), **self._who
         )
 
     def _detected(
-        self, volume: Volume, planes: Sequence[int] | None, least: float, most: int, done: Done | None
+        self, volume: Volume, planes: Sequence[int] | str | None, least: float, most: int, done: Done | None
     ) -> Detection:
         keys = key_planes(volume, self.inference.slice_spacing) if planes is None else chosen_planes(volume, planes)
         found = detect(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,6 @@ from ..prepared import Prepared
 from ..preprocess import Preprocess
 from ..volume import Volume, memory
 
-_VOXELS = 1 << 20  # of the windows in a batch: beyond, more at once costs memory and brings no speed
 Done = Callable[[int, int], None]
 
 
@@ -45,7 +43,7 @@ def segment(
         inference: the weights' windows.
         labels: how many there can be, the background included.
         device: where the network is.
-        at_once: windows in a batch, None = as many as `_VOXELS` allow, 4 at most.
+        at_once: windows in a batch, None = by their size; see `blended`.
         done: called with (windows done, windows in all).
     """
     prepared = Prepared(rule, volume.array, volume.spacing)
@@ -54,7 +52,6 @@ def segment(
     onto = _Onto(view, prepared.sides, inference.activation)
     window, stride = inference.windows(rule.size, rule.minimum)
     slabs = _Released(prepared, volume)
-    at_once = at_once or max(1, min(4, _VOXELS // math.prod(window)))
     options: dict[str, Any] = {"window": window, "stride": stride, "blend": inference.blend, "at_once": at_once}
     for planes in blended(network, slabs, device=device, done=done, **options):
         onto.take(planes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,17 +29,21 @@ def key_planes(volume: Volume, spacing: float) -> list[int]:
     return sorted({int(k) for k in np.rint(places)})
 
 
-def chosen_planes(volume: Volume, planes: Sequence[int]) -> list[int]:
-    """Return the key slices that a user chose, in their order, each once.
+def chosen_planes(volume: Volume, planes: Sequence[int] | str) -> list[int]:
+    """Return the key slices that a user chose, in their order, each once; "all" = every one.
 
     Raises:
         OptionError: not whole numbers within the volume.
     """
     depth = volume.shape[0]
-    given = list(planes) if isinstance(planes, Iterable) else [planes]
-    whole = all(isinstance(k, Integral) and not isinstance(k, bool) and 0 <= k < depth for k in given)
+    if isinstance(planes, str) and planes == "all":
+        return list(range(depth))
+    given: list[Any] = list(planes) if isinstance(planes, Iterable) else [planes]
+    whole = all(isinstance(k, Integral) and not isinstance(k, bool) and 0 <= int(k) < depth for k in given)
     if not given or not whole:
-        raise OptionError(f"planes={given} are not allowed; allowed: whole numbers, 0 (the lowest) to {depth - 1}")
+        raise OptionError(
+            f"planes={given} are not allowed; allowed: 'all', or whole numbers, 0 (the lowest) to {depth - 1}"
+        )
     return sorted({int(k) for k in given})
 
 

@@ -3,6 +3,8 @@
 `read` gives a `Volume`: axes (D, H, W) that run to the patient's Superior, Posterior and Left, spacing in mm as
 (z, y, x). What the file's own axes were is kept, so that `write_mask` writes on the input's grid. Nothing that is wrong
 with a file passes in silence: it is refused, or treated and named in `Volume.notes`.
+
+A large volume does not lie in memory but in a file without a name, and comes in as it is touched: see `memory`.
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ MAPPED = 32 << 20  # bytes from which an array lies in a file
 SLAB = 16 << 20  # bytes gone through before they are released
 _SPARE = 256 << 20  # bytes of the disk that are left to others
 _ZEROS = bytes(1 << 20)
-_AROUND = max(mmap.PAGESIZE, 1 << 16)  # bytes Linux brings in with one that is touched: fault_around_bytes, mm/memory.c
+# Linux brings in more than the page that is touched: 64 KiB about it, since 6.18 the whole folio, which is larger for
+# large files, but never more than one page table holds (mm/memory.c, finish_fault; mm/filemap.c, filemap_map_pages).
+_AROUND = 2 << 20
 
 
 class _Map(mmap.mmap):

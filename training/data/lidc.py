@@ -18,6 +18,7 @@ from ...errors import SvdHubError
 from ...preprocess import Preprocess
 from ..console import bar
 from ..seeding import Place, ResumableData, sample_generator
+from .splits import check_leakage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,29 +63,25 @@ def read_nodules(folder: Path) -> list[Nodule]:
         if missing := [column for column in COLUMNS if column not in found]:
             raise SvdHubError(f"{file} has no columns {missing}; found: {list(found)}")
         rows = [_nodule(row, f"{file}, line {table.line_num}") for row in table]
-    folds: dict[str, int] = {}
-    for row in rows:
-        if folds.setdefault(row.patient, row.fold) != row.fold:
-            raise SvdHubError(
-                f"patient {row.patient} is in folds {folds[row.patient]} and {row.fold}: training would leak"
-            )
+    folds = sorted({row.fold for row in rows})
+    check_leakage({f"fold {fold}": [row.patient for row in rows if row.fold == fold] for fold in folds})
     return rows
 
 
-def crop_file(folder: Path, name: str) -> Path:
-    """Return where the crop of a nodule is; a name cannot lead out of the folder."""
-    return folder / "images" / f"{Path(name).name}.nii.gz"
+def crop_file(folder: Path, name: str, kind: str = "images") -> Path:
+    """Return where the crop of a nodule is, or its mask ("masks"); a name cannot lead out of the folder."""
+    return folder / kind / f"{Path(name).name}.nii.gz"
 
 
-def read_crop(folder: Path, name: str) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Return a crop in HU as (D, H, W) and its spacing in mm (z, y, x).
+def read_crop(folder: Path, name: str, kind: str = "images") -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Return a crop in HU, or its mask, as (D, H, W) and its spacing in mm (z, y, x).
 
     Raises:
         SvdHubError: there is no such crop.
     """
     import nibabel as nib
 
-    file = crop_file(folder, name)
+    file = crop_file(folder, name, kind)
     if not file.is_file():
         raise SvdHubError(f"{file} does not exist, though nodules.csv names it. Next: complete the folder")
     image: Any = nib.load(file)
@@ -141,8 +138,7 @@ class LidcNodules(ResumableData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed)
-        if leaked := set(train_folds) & set(val_folds):
-            raise SvdHubError(f"folds {sorted(leaked)} are in training and in evaluation; allowed: each fold in one")
+        check_leakage({"train_folds": train_folds, "val_folds": val_folds}, what="folds")
         self.folder, self.train_folds, self.val_folds, self.size = folder, train_folds, val_folds, size
         self.exact = Preprocess(
             modality="CT", spacing=(1.0, 1.0, 1.0), window=window, scale=(0.0, 255.0), size=(size,) * 3
@@ -168,9 +164,10 @@ class LidcNodules(ResumableData):
 
     def setup(self, stage: str) -> None:
         """Read and resample the crops into memory (130 kB each)."""
-        if stage == "fit":
+        if stage == "fit" and not hasattr(self, "train_set"):  # Lightning asks once more
             self.train_set = self._crops(self.train_folds, train=True)
-        self.val_set = self._crops(self.val_folds, train=False)
+        if not hasattr(self, "val_set"):
+            self.val_set = self._crops(self.val_folds, train=False)
 
     def examples(self) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield the evaluation split as `Preprocess` takes it, with labels."""

@@ -25,6 +25,7 @@ from ...volume import Grid, Volume
 from ..console import bar
 from ..seeding import EpochSampler, ResumableData
 from .patches import STANDARD, Augmentation, Case, Patches, Triple, Whole
+from .splits import check_leakage
 
 ORIENTATION = "SPL"
 
@@ -149,8 +150,7 @@ class OrganVolumes(ResumableData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed, workers=workers)
-        if leaked := set(train_cases) & set(val_cases):
-            raise SvdHubError(f"cases {sorted(leaked)} are in training and in evaluation; allowed: each case in one")
+        check_leakage({"train_cases": train_cases, "val_cases": val_cases}, what="cases")
         if not train_cases or not val_cases:
             raise SvdHubError("train_cases and val_cases are empty; allowed: one case or more in each")
         self.folder, self.organs, self.patches, self.size = folder, organs, patches, size
@@ -187,7 +187,7 @@ class OrganVolumes(ResumableData):
 
     def setup(self, stage: str) -> None:
         """Read and resample the patients into memory."""
-        if stage == "fit":
+        if stage == "fit" and not hasattr(self, "train_set"):  # Lightning asks once more
             self.train_set = Patches(
                 self._read(self.train_cases),
                 count=self.patches,
@@ -195,7 +195,8 @@ class OrganVolumes(ResumableData):
                 rule=self.augmentation,
                 seed=self.seed,
             )
-        self.val_set = Whole(self._read(self.val_cases))
+        if not hasattr(self, "val_set"):
+            self.val_set = Whole(self._read(self.val_cases))
 
     def examples(self) -> Iterator[tuple[dict[str, Any], Case]]:
         """Yield the evaluation patients as `Preprocess` takes them, with their classes on its grid (unpadded)."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ...errors import OptionError
 from ..seeding import Place, sample_generator
 
 Triple = tuple[int, int, int]
@@ -24,7 +25,7 @@ class Case:
     Attributes:
         name: of the folder.
         image: (1, D, H, W) in the window's scale.
-        target: (D, H, W) int64, class 0 is everything but the organs.
+        target: (D, H, W) int64 or uint8, class 0 is everything but the organs.
         known: (K,) bool, the classes that are annotated in this patient; the background always is.
     """
 
@@ -35,10 +36,34 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Values:
+    """The values of images.
+
+    Attributes:
+        low, high: the ends of the range that the preprocessing maps to.
+        clamped: nothing is beyond them.
+    """
+
+    low: float = 0.0
+    high: float = 255.0
+    clamped: bool = True
+
+
+WINDOWED = Values()
+
+
+def check_axes(option: str, axes: str) -> None:
+    """Raise `OptionError` unless `axes` are different letters of "DHW"."""
+    if len(set(axes)) != len(axes) or set(axes) - set("DHW"):
+        raise OptionError(f"{option}={axes!r} is not allowed; allowed: letters of 'DHW', once each, or ''")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """What a patch meets, besides its place. No flips: liver and spleen are on their sides, and organs on their ends.
 
     Attributes:
+        flip: axes of "DHW" that are mirrored in half of the patches; "" where sides matter.
         scale: the image is shown larger or smaller by up to this share.
         degrees: turned by up to this about each axis.
         contrast, brightness, noise: of the 0..255 scale: values times 1 +- contrast, plus +- brightness, plus normal
@@ -46,12 +71,16 @@ class Augmentation:
         slab: share of the patches of which only some slices are kept, the others being air: short scans are padded so.
     """
 
+    flip: str = ""
     scale: float = 0.2
     degrees: float = 12.0
     contrast: float = 0.2
     brightness: float = 20.0
     noise: float = 12.0
     slab: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_axes("augmentation.flip", self.flip)
 
 
 STANDARD = Augmentation()
@@ -69,16 +98,17 @@ def affine(random: np.random.Generator, rule: Augmentation) -> np.ndarray:
     return matrix
 
 
-def cut(case: Case, centre: np.ndarray, matrix: np.ndarray, size: Triple) -> tuple[Tensor, Tensor]:
+def cut(
+    case: Case, centre: np.ndarray, matrix: np.ndarray, size: Triple, outside: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Return the patch (1, *size) about a place of the volume, trilinear, and its classes *size, nearest.
-
-    Outside the volume are the window's low end and the background.
 
     Args:
         case: on the network's grid.
         centre: (3,) voxel (z, y, x) of the patch's centre.
         matrix: see `affine`.
         size: (D, H, W).
+        outside: the value outside the volume, where the classes are the background.
     """
     sides = np.asarray(case.target.shape)
     # torch's grid: -1 and 1 are the outer borders of the first and last voxel, and the last axis comes first
@@ -87,15 +117,32 @@ def cut(case: Case, centre: np.ndarray, matrix: np.ndarray, size: Triple) -> tup
     offset = (centre + 0.5) * to_unit - 1
     theta = torch.from_numpy(np.concatenate([linear[::-1, ::-1], offset[::-1, None]], 1)).float()
     grid = F.affine_grid(theta[None], [1, 1, *size], align_corners=False)
-    image = F.grid_sample(case.image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    inside = case.image[None] - outside if outside else case.image[None]
+    image = F.grid_sample(inside, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + outside
     classes = F.grid_sample(
         case.target[None, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
     )
     return image[0], classes[0, 0].long()
 
 
+def changed(x: Tensor, random: np.random.Generator, rule: Augmentation, values: Values) -> Tensor:
+    """Return the image as another scanner or phase of contrast would have it."""
+    gain = 1 + random.uniform(-1, 1) * rule.contrast
+    shift, noise = random.uniform(-1, 1) * rule.brightness, random.uniform(0, rule.noise)
+    middle, unit = (values.low + values.high) / 2, (values.high - values.low) / 255
+    x = (x - middle) * gain + middle + shift * unit
+    x = x + torch.from_numpy(random.standard_normal(x.shape, dtype=np.float32)) * (noise * unit)
+    return x.clamp(values.low, values.high) if values.clamped else x
+
+
+def places_of(case: Case, most: int = 0) -> list[Tensor]:
+    """Return the voxels (n, 3) of each organ that the case has; where there are more than `most` > 0, evenly fewer."""
+    found = [voxels for k in range(1, len(case.known)) if len(voxels := (case.target == k).nonzero())]
+    return [voxels[:: -(-len(voxels) // most)].clone() for voxels in found] if most else found
+
+
 class Patches(Dataset[tuple[Tensor, Tensor]]):
-    """(epoch, index) -> patch (1, *size) of 0..255 and its classes, half of them about a voxel of an organ.
+    """(epoch, index) -> patch (1, *size) and its classes, half of them about a voxel of an organ.
 
     Args:
         cases: taken in turn.
@@ -103,14 +150,24 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         size: (D, H, W) of a patch.
         rule: the augmentation.
         seed: of all that is drawn.
+        values: of the images.
+        places: of each case, see `places_of`; None = found here, which reads every case.
     """
 
-    def __init__(self, cases: Sequence[Case], *, count: int, size: Triple, rule: Augmentation, seed: int) -> None:
-        self.cases, self.count, self.size, self.rule, self.seed = list(cases), count, size, rule, seed
-        self.organs = [
-            [voxels for k in range(1, len(case.known)) if len(voxels := (case.target == k).nonzero())]
-            for case in self.cases
-        ]
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        *,
+        count: int,
+        size: Triple,
+        rule: Augmentation,
+        seed: int,
+        values: Values = WINDOWED,
+        places: Sequence[list[Tensor]] | None = None,
+    ) -> None:
+        self.cases, self.count, self.size, self.rule, self.seed = cases, count, size, rule, seed
+        self.values = values
+        self.organs = [places_of(case) for case in cases] if places is None else places
 
     def __len__(self) -> int:
         return self.count
@@ -126,30 +183,25 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
             sides = np.asarray(case.target.shape)
             room = np.maximum(sides - np.asarray(self.size), 0)
             centre = (sides - 1) / 2 + random.uniform(-0.5, 0.5, 3) * room
-        x, target = cut(case, centre, affine(random, self.rule), self.size)
-        x = self._values(x, random)
+        outside = self.values.low if self.values.clamped else float(case.image.min())
+        x, target = cut(case, centre, affine(random, self.rule), self.size, outside)
+        x = changed(x, random, self.rule, self.values)
+        if self.rule.flip and (axes := [-3 + "DHW".index(a) for a in self.rule.flip if random.random() < 0.5]):
+            x, target = x.flip(axes), target.flip(axes)
         if random.random() < self.rule.slab:
             depth = self.size[0]
             kept = int(random.integers(1, depth + 1))
             first = int(random.integers(0, depth - kept + 1))
             for part in (slice(0, first), slice(first + kept, depth)):
-                x[:, part], target[part] = 0, 0
+                x[:, part], target[part] = outside, 0
         return x, target
-
-    def _values(self, x: Tensor, random: np.random.Generator) -> Tensor:
-        """Return other values of the same 0..255, as another scanner or phase of contrast would have them."""
-        rule = self.rule
-        gain = 1 + random.uniform(-1, 1) * rule.contrast
-        shift, noise = random.uniform(-1, 1) * rule.brightness, random.uniform(0, rule.noise)
-        x = (x - 127.5) * gain + 127.5 + shift
-        return (x + torch.from_numpy(random.standard_normal(x.shape, dtype=np.float32)) * noise).clamp(0, 255)
 
 
 class Whole(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """(epoch, index) -> image, target and known classes of a whole patient."""
 
     def __init__(self, cases: Sequence[Case]) -> None:
-        self.cases = list(cases)
+        self.cases = cases
 
     def __len__(self) -> int:
         return len(self.cases)

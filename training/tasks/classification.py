@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...catalog import get_entry
-from ...errors import SvdHubError
 from ...models import build, option_names
 from ...saved import entry_of_file
 from ...variable_dimension import PRETRAIN_MEAN, PRETRAIN_STD, rgb_to_depth
 from ..precision import guard_cpu_bf16
 from ..twins import ResNet2D
+from .checks import check_finite
 from .optimiser import Optimiser as Optimiser
 from .optimiser import configure
 
@@ -69,6 +69,8 @@ class Classification(pl.LightningModule):
         network: what is trained.
         optimiser: how.
         label_smoothing: of the training loss.
+        class_weights: "balanced" = the training loss counts each class as much as another, however many of it there
+            are: images / (classes * images of the class).
         mean, std: of the input values; the default is the official pre-training rule on 0..255.
     """
 
@@ -78,12 +80,15 @@ class Classification(pl.LightningModule):
         network: Network,
         optimiser: Optimiser,
         label_smoothing: float = 0.0,
+        class_weights: Literal["none", "balanced"] = "none",
         mean: float = PRETRAIN_MEAN,
         std: float = PRETRAIN_STD,
     ) -> None:
         super().__init__()
         self.config, self.optimiser = network, optimiser
         self.label_smoothing, self.mean, self.std = label_smoothing, mean, std
+        self.class_weights = class_weights
+        self.weights: Tensor | None = None
         self.network = guard_cpu_bf16(build_network(network))
         if network.memory == "channels_last":
             layout = torch.channels_last if network.form == "planar" else torch.channels_last_3d
@@ -96,17 +101,19 @@ class Classification(pl.LightningModule):
         x = (x.float() - self.mean) / self.std
         return self.network(rgb_to_depth(x) if self.config.form == "pseudo3d" else x)
 
+    def on_fit_start(self) -> None:
+        """Weigh the classes by how many images of training the data have of each."""
+        if self.class_weights == "balanced":
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            counts = torch.tensor(data.class_counts(), dtype=torch.float32)
+            self.weights = (counts.sum() / (len(counts) * counts)).to(self.device)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss; a loss that is not finite stops the run with the batch named."""
         x, label = batch
         logits = self(x)
-        loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
-        if not torch.isfinite(loss):
-            raise SvdHubError(
-                f"loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}): "
-                "the run is stopped, its last checkpoint is from before. "
-                "Next: a lower task.init_args.optimiser.lr, or run.precision=32-true"
-            )
+        loss = F.cross_entropy(logits, label, weight=self.weights, label_smoothing=self.label_smoothing)
+        check_finite(loss, self, batch_idx)
         hits = (logits.detach().argmax(1) == label).sum()
         self.sums += torch.stack([loss.detach() * len(label), hits, hits.new_tensor(len(label))]).to(self.sums)
         return loss
@@ -140,4 +147,4 @@ class Classification(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser with its per-step schedule."""
-        return configure(self.network, self.optimiser, steps=int(self.trainer.estimated_stepping_batches))
+        return configure(self.network, self.optimiser, self.trainer)

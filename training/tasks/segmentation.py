@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ...checkpoint import diagnose
 from ...errors import SvdHubError
-from ...metrics import confusion
-from ...models import build
+from ...metrics import confusion, dice_of
+from ...models import build, option_names
 from ...skeleton import shapes
 from ...variable_dimension import PRETRAIN_MEAN, PRETRAIN_STD
-from ..evaluation import Triple, segmentation_metrics, sliding_window
+from ..evaluation import Triple, segmentation_metrics, sliding_window, strides
 from ..precision import guard_cpu_bf16
+from .checks import check_finite
 from .classification import Network
 from .optimiser import Optimiser, configure
 
@@ -28,7 +29,9 @@ def build_segmenter(network: Network) -> nn.Module:
     """Return the network, its encoder initialised as `network.init` says, in training mode; it carries `.options`.
 
     Args:
-        network: `init` is "none", a backbone's entry or file (decoder and head are new), or a file of this network.
+        network: `init` is "none", a backbone's entry or file (decoder and head are new), or a file of this network. A
+            network of segmentation of any kind goes on as it is, with a new head for another number of classes, where
+            `options` say nothing of an encoder.
 
     Raises:
         SvdHubError: no such architecture, option or entry.
@@ -44,6 +47,9 @@ def build_segmenter(network: Network) -> nn.Module:
     from ...tasks import task_model
 
     found: Any = load(network.init)
+    if getattr(found, "task", "") == "segmentation" and not {"encoder", "encoder_options"} & set(options):
+        fitting = {name: value for name, value in options.items() if name in option_names(found.entry.architecture)}
+        return load(network.init, **fitting).train()
     if found.entry.architecture == network.architecture:
         return _continued(network, load(network.init, num_classes=options.get("num_classes")))
     if (own := options.pop("encoder", found.entry.architecture)) != found.entry.architecture:
@@ -51,6 +57,8 @@ def build_segmenter(network: Network) -> nn.Module:
             f"network.options.encoder={own!r} does not fit init={network.init!r}, a {found.entry.architecture}. "
             "Next: another init, or leave the encoder out"
         )
+    if "in_channels" in options:  # the backbone decides: 3 of a clip's colours become 1
+        found = load(network.init, in_channels=options.pop("in_channels"))
     made = task_model(found, network.architecture, **options)
     return made.train()
 
@@ -73,9 +81,12 @@ class Segmentation(pl.LightningModule):
     Args:
         network: what is trained; `options.num_classes` counts the background, class 0.
         optimiser: how.
-        organs: names of classes 1, 2, ..., for the log: val/dice_<organ>.
-        window: (D, H, W) of the sliding windows.
+        organs: names of classes 1, 2, ..., for the log: val/dice_<organ>; None = the data's, where they say them.
+        window: (D, H, W) of the sliding windows; None = the data's, where they say it.
         overlap: of neighbouring windows.
+        dice_weight, ce_weight: of the two terms of the loss.
+        pooled: also log Dice of all voxels of all volumes together, the paper's measure for nodules.
+        pad: value of what a volume lacks to a window; None = the volume's lowest, unless the data say it.
         mean, std: of the input values; the default is the official pre-training rule on 0..255.
     """
 
@@ -84,15 +95,21 @@ class Segmentation(pl.LightningModule):
         *,
         network: Network,
         optimiser: Optimiser,
-        organs: list[str],
-        window: Triple = (48, 48, 48),
+        organs: list[str] | None = None,
+        window: Triple | None = (48, 48, 48),
         overlap: float = 0.5,
+        dice_weight: float = 1.0,
+        ce_weight: float = 1.0,
+        pooled: bool = False,
+        pad: float | None = 0.0,
         mean: float = PRETRAIN_MEAN,
         std: float = PRETRAIN_STD,
     ) -> None:
         super().__init__()
         from monai.losses import DiceCELoss
 
+        if organs is None or window is None:
+            raise SvdHubError(f"organs={organs}, window={window} are not allowed with these data; allowed: both given")
         if network.options.get("num_classes") != len(organs) + 1:
             raise SvdHubError(
                 f"{len(organs)} organs and the background are not network.options.num_classes="
@@ -100,9 +117,17 @@ class Segmentation(pl.LightningModule):
             )
         self.config, self.optimiser, self.organs = network, optimiser, organs
         self.window, self.overlap, self.mean, self.std = window, overlap, mean, std
+        self.pad, self.pooled = pad, pooled
         self.network = guard_cpu_bf16(build_segmenter(network))
         # Dice over the batch: a patch without an organ has none of its own
-        self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+        self.loss = DiceCELoss(
+            include_background=False,
+            to_onehot_y=True,
+            softmax=True,
+            batch=True,
+            lambda_dice=dice_weight,
+            lambda_ce=ce_weight,
+        )
         self.validation: list[tuple[np.ndarray, np.ndarray]] = []
         self.sums = torch.zeros(2, dtype=torch.float64)  # of this epoch's training batches: loss, patches
 
@@ -115,12 +140,7 @@ class Segmentation(pl.LightningModule):
         """Return the loss; a loss that is not finite stops the run with the batch named."""
         x, target = batch
         loss: Tensor = self.loss(self(x).float(), target[:, None])
-        if not torch.isfinite(loss):
-            raise SvdHubError(
-                f"loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}): "
-                "the run is stopped, its last checkpoint is from before. "
-                "Next: a lower task.init_args.optimiser.lr, or run.precision=32-true"
-            )
+        check_finite(loss, self, batch_idx)
         self.sums += self.sums.new_tensor([float(loss.detach()) * len(x), len(x)])
         return loss
 
@@ -138,10 +158,15 @@ class Segmentation(pl.LightningModule):
         """Go on with them."""
         self.sums = torch.tensor(checkpoint["sums"], dtype=torch.float64)
 
+    def inference(self) -> dict[str, Any]:
+        """Return arguments of `svd_hub.Inference`: the windows of the evaluation."""
+        return {"window": list(self.window), "stride": list(strides(self.window, self.overlap))}
+
     def validation_step(self, batch: Case, batch_idx: int) -> None:
         """Count what a whole volume's voxels are given; Dice is of the volume, not a mean of its windows."""
-        x, target, known = batch
-        classes = sliding_window(self, x, window=self.window, overlap=self.overlap).argmax(1)
+        x, target, known = batch[0].float(), batch[1], batch[2]
+        pad = float(x.min()) if self.pad is None else self.pad
+        classes = sliding_window(self, x, window=self.window, overlap=self.overlap, pad=pad).argmax(1)
         for given, truth, which in zip(classes, target, known, strict=True):
             self.validation.append((confusion(given, truth, len(self.organs) + 1), which.cpu().numpy()))
 
@@ -149,8 +174,11 @@ class Segmentation(pl.LightningModule):
         """Log Dice of each organ, the mean over the volumes that have it annotated, and the mean over organs."""
         counts, known = (np.stack(parts) for parts in zip(*self.validation, strict=True))
         self.validation.clear()
-        self.log_dict({f"val/{k}": v for k, v in segmentation_metrics(counts, known, self.organs).items()})
+        metrics = segmentation_metrics(counts, known, self.organs)
+        if self.pooled:
+            metrics["dice_pooled"] = float(np.nanmean(dice_of(counts.sum(0))[1:]))
+        self.log_dict({f"val/{k}": v for k, v in metrics.items()})
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser with its per-step schedule."""
-        return configure(self.network, self.optimiser, steps=int(self.trainer.estimated_stepping_batches))
+        return configure(self.network, self.optimiser, self.trainer)

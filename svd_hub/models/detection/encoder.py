@@ -11,6 +11,9 @@ Two forms, by `depth_stride`; no option here changes a parameter.
      over three slices, `layer4.zpool`, before layer4. The neck reads depth 9, 5, 3, 1; with P6 these are the paper's
      (9, 5, 3, 1, 1). The authors never published this network: so it is done here.
 
+   With `slices` of 1 to 4 the two halvings alone leave one slice, and there is no last pool (3, 2, 1, 1 for three):
+   COCO pre-training without depth preservation, what the paper's ablation (Table VII) holds its own form against.
+
 Sources: SVD-Net paper, section IV-B; urmagicsmine/MP3D@08e5ace mmdet/models/backbones/{p3d,modified_p3d}.py;
 urmagicsmine/CCF-Net@4bcbefe mmdet/models/backbones/resnet_3D.py (ResNet3D, depth kept, centre slice, GroupNorm).
 """
@@ -71,10 +74,15 @@ def plain(value: Any) -> Any:
     return tuple(plain(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def make_encoder(encoder: str, options: Mapping[str, Any], *, in_channels: int, depth_stride: int) -> Backbone:
-    """Return the backbone of `full_options`."""
+def make_encoder(
+    encoder: str, options: Mapping[str, Any], *, in_channels: int, depth_stride: int, thin: bool = False
+) -> Backbone:
+    """Return the backbone of `full_options`; `thin`: see `is_thin`."""
     backbone = build(encoder, {**options, "in_channels": in_channels, "num_classes": 0, "features_only": True})
-    if encoder == "resnet3d" and depth_stride == 2:
+    if thin:
+        if encoder == "p3d":
+            backbone.zpool3 = nn.Identity()
+    elif encoder == "resnet3d" and depth_stride == 2:
         zpool = ("zpool", nn.MaxPool3d((3, 1, 1), stride=1))
         stage = backbone.get_submodule("layer4")
         backbone.layer4 = nn.Sequential(OrderedDict([zpool, *stage.named_children()]))  # the keys stay layer4.0, ...
@@ -116,7 +124,7 @@ def level_depths(backbone: nn.Module, levels: Sequence[Feature], slices: int, de
         OptionError: `depth_stride=2` does not fit the number of slices.
     """
     if depth_stride == 2:
-        check_slices(slices)
+        check_slices(slices, thin=is_thin(slices, depth_stride))
     depths = [-(-slices // level.stride[0]) for level in levels]
     if depth_stride == 2:
         depths[-1] = 1  # behind the un-padded pool, which strides do not show
@@ -124,22 +132,34 @@ def level_depths(backbone: nn.Module, levels: Sequence[Feature], slices: int, de
     return [depth if pool is None else pooled_depth(pool, depth) for pool, depth in zip(pools, depths, strict=True)]
 
 
-def check_slices(slices: int) -> None:
-    """Raise `OptionError` unless two halvings leave three slices."""
-    if -(-slices // 4) != 3:
+def is_thin(slices: int, depth_stride: int) -> bool:
+    """Return True where two halvings leave one slice, so that the last pool over three has nothing to do."""
+    return depth_stride == 2 and slices <= 4
+
+
+def check_slices(slices: int, *, thin: bool = False) -> None:
+    """Raise `OptionError` unless two halvings leave three slices, or one with `thin`."""
+    if -(-slices // 4) != (1 if thin else 3):
+        allowed = "1 to 4 (slices=3 was asked for)" if thin else "9 (as trained) to 12"
+        fewer = "" if thin else ", or build it with slices=3 for one to four"
         raise OptionError(
-            f"{slices} slices are not allowed with depth_stride=2; allowed: 9 (as trained) to 12. Next: resample or "
-            "crop to 9 slices, or use depth_stride=1 (any depth)"
+            f"{slices} slices are not allowed with depth_stride=2; allowed: {allowed}. Next: resample or "
+            f"crop to {3 if thin else 9} slices, or use depth_stride=1 (any depth){fewer}"
         )
 
 
-def check_depth(backbone: nn.Module, depth: int) -> None:
-    """Raise `OptionError` unless a ResNet3D with `layer4.zpool` is left with one slice (P3D checks itself).
+def check_depth(backbone: nn.Module, depth: int, *, thin: bool = False) -> None:
+    """Raise `OptionError` unless a ResNet3D, or any `thin` backbone, is left with one slice (P3D checks itself).
 
     Strides and pool are read from the network: `preserve_depth` may have changed them.
     """
+    info: Sequence[Feature] = backbone.feature_info  # type: ignore[assignment]
     pool = getattr(getattr(backbone, "layer4", None), "zpool", None)
-    if isinstance(pool, nn.Module):
-        info: Sequence[Feature] = backbone.feature_info  # type: ignore[assignment]
-        if pooled_depth(pool, -(-depth // info[-2].stride[0])) not in (1, depth):
-            check_slices(depth)
+    if thin:
+        left = -(-depth // info[-1].stride[0])
+    elif isinstance(pool, nn.Module):
+        left = pooled_depth(pool, -(-depth // info[-2].stride[0]))
+    else:
+        return
+    if left not in (1, depth):
+        check_slices(depth, thin=thin)

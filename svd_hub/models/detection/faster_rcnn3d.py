@@ -27,6 +27,7 @@ from .encoder import (
     check_depth,
     choose_levels,
     full_options,
+    is_thin,
     level_depths,
     make_encoder,
     read_level,
@@ -71,7 +72,8 @@ class FasterRCNN3D(Backbone):
         depth_stride: 1 = depth is kept, any depth is allowed; 2 = nine slices become one in steps. See `encoder`.
         reduction: how a level becomes a map: "centre" its middle slice, as published; "group" the group transform, a
             learned sum over depth that starts as the middle slice.
-        slices: the depth of the input that "group" is made for; "centre" does without.
+        slices: the depth of the input that "group" is made for; "centre" does without. One to four with
+            `depth_stride=2` is pre-training without depth preservation: see `encoder`.
         convention: "mmdet2" | "mmdet1", what the weights were trained with: where anchors lie, how RoIs are pooled,
             four unused rows in the head. See `Convention`.
         anchor_scale: side of an anchor in strides of its level.
@@ -131,7 +133,10 @@ class FasterRCNN3D(Backbone):
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.max_detections = max_detections
         self.encoder_options = full_options(encoder, encoder_options, depth_stride)
-        self.backbone = make_encoder(encoder, self.encoder_options, in_channels=in_channels, depth_stride=depth_stride)
+        self.thin = is_thin(slices, depth_stride)
+        self.backbone = make_encoder(
+            encoder, self.encoder_options, in_channels=in_channels, depth_stride=depth_stride, thin=self.thin
+        )
         self.levels = choose_levels(self.feature_info)
         depths = level_depths(self.backbone, self.levels, slices, depth_stride) if reduction == "group" else []
         self.has_detector = num_classes > 0 and not features_only
@@ -152,10 +157,13 @@ class FasterRCNN3D(Backbone):
         return self.backbone.feature_info
 
     def check_input(self, x: Tensor) -> None:
-        """Raise `OptionError` unless the backbone takes x (N, in_channels, D, H, W)."""
+        """Raise `OptionError` unless the backbone takes x (N, in_channels, D, H, W), and there is something in it."""
         self.backbone.check_input(x)
-        if not torch.jit.is_tracing():
-            check_depth(self.backbone, x.shape[2])
+        if torch.jit.is_tracing():
+            return
+        if 0 in x.shape[2:]:
+            raise OptionError(f"images of shape {tuple(x.shape)} are not allowed; allowed: one slice and pixel or more")
+        check_depth(self.backbone, x.shape[2], thin=self.thin)
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """Return the backbone's pyramid of x (N, C, D, H, W), in three dimensions.

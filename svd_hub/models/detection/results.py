@@ -31,7 +31,8 @@ class Detections(NamedTuple):
 def stack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return images (C, D, H, W), whose H and W may differ, as a batch (N, C, D, H', W') and their sizes (N, 2).
 
-    Zeros are appended below and on the right.
+    Zeros are appended below and on the right. They take part in the statistics of GroupNorm, as in the authors'
+    batches: put images of like sizes together.
 
     Raises:
         OptionError: no images, or images that differ in more than H and W.
@@ -54,10 +55,14 @@ def checked_sizes(sizes: Tensor | Sequence[Sequence[int]] | None, images: Tensor
     whole = torch.stack([none + images.shape[3], none + images.shape[4]], 1)  # added, or a trace would burn them in
     if sizes is None:
         return whole
-    given = torch.as_tensor(sizes, device=images.device)
+    try:
+        given = sizes if isinstance(sizes, Tensor) else torch.tensor([[*size] for size in sizes])
+    except (TypeError, ValueError):  # no pairs of numbers, or some of another length
+        given = torch.zeros(0)
+    given = given.to(images.device)
     if given.shape != whole.shape or given.is_floating_point() or bool(((given < 1) | (given > whole)).any()):
         raise OptionError(
-            f"sizes={given.tolist()} are not allowed for images {tuple(images.shape)}; allowed: (height, width) of "
+            f"sizes={sizes} are not allowed for images {tuple(images.shape)}; allowed: (height, width) of "
             f"each of the {len(images)}, at most {tuple(images.shape[3:])}"
         )
     return given
@@ -69,10 +74,13 @@ def checked_targets(targets: Sequence[Target], num_classes: int, images: Tensor)
     Raises:
         OptionError: another number of targets than images, or a target that is none: see `refuse`.
     """
-    if len(targets) != len(images):
-        raise OptionError(f"{len(targets)} targets for {len(images)} images are not allowed; allowed: one for each")
+    if len(targets) != len(images) or len(targets) == 0:
+        raise OptionError(
+            f"{len(targets)} targets for {len(images)} images are not allowed; allowed: one for each, and one or more"
+        )
     checked = []
-    for number, (boxes, labels) in enumerate(targets):
+    for number, target in enumerate(targets):
+        boxes, labels = pair(number, target)
         if boxes.shape != (len(labels), 4) or labels.ndim != 1 or labels.is_floating_point():
             raise OptionError(
                 f"target {number} with boxes {tuple(boxes.shape)} and labels {tuple(labels.shape)} of {labels.dtype} "
@@ -85,6 +93,20 @@ def checked_targets(targets: Sequence[Target], num_classes: int, images: Tensor)
             refuse(number, boxes, labels, sound, num_classes)
         checked.append(Target(boxes, labels))
     return checked
+
+
+def pair(number: int, target: object) -> tuple[Tensor, Tensor]:
+    """Return boxes and labels of a target, or raise `OptionError`; torchvision's detectors take dicts, these do not."""
+    if isinstance(target, tuple | list) and len(target) == 2 and all(isinstance(part, Tensor) for part in target):
+        return target[0], target[1]
+    parts = (
+        f" of {', '.join(type(part).__name__ for part in target)}" if isinstance(target, tuple | list | dict) else ""
+    )
+    found = f"a {type(target).__name__}{parts}"
+    raise OptionError(
+        f"target {number} is {found}; allowed: two tensors, boxes (G, 4) and labels (G,). Next: "
+        "svd_hub.models.detection.Target(boxes, labels)"
+    )
 
 
 def refuse(number: int, boxes: Tensor, labels: Tensor, sound: Tensor, num_classes: int) -> None:

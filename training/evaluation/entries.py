@@ -1,4 +1,4 @@
-"""Metrics: pure functions on arrays and tensors, and the evaluation of an entry on the split of its recipe."""
+"""An entry measured again: on the evaluation split of its recipe, through its own preprocessing."""
 
 from __future__ import annotations
 
@@ -11,25 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SvdHubError
-from ..metrics import auc as auc
-from ..metrics import confusion, dice_of
+from ...errors import SvdHubError
+from ...metrics import confusion
+from ...ops.blending import whole
+from .boxes import detection_metrics, stored
+from .classification import classification_metrics
+from .segmentation import segmentation_metrics
 
 T = TypeVar("T")
-Triple = tuple[int, int, int]
-
-
-def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return loss and top-1 (and top-5 with more than 5 classes, AUC with 2) of (N, K) logits and (N,) labels."""
-    loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-    order = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = order == labels[:, None]
-    metrics = {"loss": float(loss), "top1": float(hits[:, 0].float().mean())}
-    if logits.shape[1] > 5:
-        metrics["top5"] = float(hits.any(1).float().mean())
-    if logits.shape[1] == 2 and 0 < int(labels.sum()) < len(labels):
-        metrics["auc"] = auc((logits[:, 1] - logits[:, 0]).cpu().numpy(), labels.cpu().numpy())
-    return metrics
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -37,41 +26,6 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     items = iter(items)
     while some := list(islice(items, size)):
         yield some
-
-
-def sliding_window(network: Any, x: Tensor, *, window: Triple, overlap: float = 0.5, pad: float = 0.0) -> Tensor:
-    """Return the logits (N, K, D, H, W) of whole volumes, blended from windows with Gaussian weights (MONAI).
-
-    Args:
-        network: from (n, C, *window) to logits of the same sides.
-        x: (N, C, D, H, W); padded about its centre with `pad` where it is smaller than a window.
-        window: (D, H, W).
-        overlap: of neighbouring windows, a share of the window.
-        pad: the value of padding.
-    """
-    from monai.inferers import sliding_window_inference
-
-    result: Any = sliding_window_inference(
-        x, window, 1, network, overlap=overlap, mode="gaussian", padding_mode="constant", cval=pad
-    )
-    return result
-
-
-def segmentation_metrics(counts: np.ndarray, known: np.ndarray, organs: Sequence[str]) -> dict[str, float]:
-    """Return Dice of each organ, the mean over the patients that have it annotated, and "dice", the mean over organs.
-
-    Args:
-        counts: (N, K, K) confusion matrices, one a patient; class 0 is the background and has no Dice here.
-        known: (N, K), True where that patient has that class annotated; elsewhere nothing is known of it.
-        organs: names of the classes 1 to K - 1.
-    """
-    values = np.where(known, dice_of(counts), np.nan)[:, 1:]
-    found = {
-        f"dice_{organ}": float(np.nanmean(column))
-        for organ, column in zip(organs, values.T, strict=True)
-        if not np.isnan(column).all()
-    }
-    return {"dice": sum(found.values()) / len(found), **found} if found else {}
 
 
 def evaluate_entry(
@@ -87,8 +41,8 @@ def evaluate_entry(
     Raises:
         SvdHubError: the entry has no recipe with data.
     """
-    from .. import hub
-    from . import recipe as recipes
+    from ... import hub
+    from .. import recipe as recipes
 
     model, report = hub.load(name, return_report=True)
     source = recipe or model.entry.recipe
@@ -104,7 +58,10 @@ def evaluate_entry(
             f"{name!r} has {outputs} outputs, the data of recipe {source!r} have {classes} classes. "
             "Next: give the recipe these weights were trained by"
         )
-    if getattr(model, "task", "") == "segmentation":
+    task = getattr(model, "task", "")
+    if task == "detection":
+        count, metrics, more = _detected(model, module)
+    elif task == "segmentation":
         count, metrics, more = _segmented(model, module)
     else:
         count, metrics, more = _classified(model, module, batch)
@@ -122,7 +79,7 @@ Found = tuple[int, dict[str, float], dict[str, Any]]  # examples, metrics, what 
 
 
 def _classified(model: Any, module: Any, batch: int) -> Found:
-    from .console import bar
+    from ..console import bar
 
     module.setup("validate")
     labels, logits = [], []
@@ -134,19 +91,36 @@ def _classified(model: Any, module: Any, batch: int) -> Found:
 
 
 def _segmented(model: Any, module: Any) -> Found:
-    """Whole patients, by windows of the least size that the preprocessing gives; "cases" has each of them."""
-    from .console import bar
+    """Whole patients, by the entry's windows; "cases" has each of them."""
+    from ..console import bar
 
     classes, organs = len(module.class_names()), module.class_names()[1:]
     counts, known, cases = [], [], {}
+    window, stride = model.inference.windows(model.preprocess.size, model.preprocess.minimum)
     with torch.inference_mode():
         for example, case in bar(module.examples(), "evaluating", total=len(module.val_cases)):
             x = model.preprocess(**example)
-            given = sliding_window(model, x, window=model.preprocess.minimum).argmax(1)[0]
+            given = whole(model, x, window=window, stride=stride, blend=model.inference.blend).argmax(1)[0]
             counts.append(confusion(fitted_back(given, case.target.shape), case.target, classes))
             known.append(case.known.numpy())
             cases[case.name] = segmentation_metrics(counts[-1][None], known[-1][None], organs)
     return len(counts), segmentation_metrics(np.stack(counts), np.stack(known), organs), {"cases": cases}
+
+
+def _detected(model: Any, module: Any) -> Found:
+    """The test split, image by image, each resized as in the run."""
+    from ..console import bar
+    from ..data.boxes import resized
+
+    module.setup("test")
+    found, truth = [], []
+    with torch.inference_mode():
+        for example, true in bar(module.examples("test"), "evaluating", total=len(module.test_set)):
+            x, scale = resized(model.preprocess(**example)[0], module.eval_size)
+            found += [stored(one, scale) for one in model(x[None])]
+            truth.append(true)
+    one_class = len(module.class_names()) == 1
+    return len(truth), detection_metrics(found, truth, ("ap", "froc") if one_class else ("ap",)), {}
 
 
 def fitted_back(x: Tensor, sides: Sequence[int]) -> Tensor:
