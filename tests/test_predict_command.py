@@ -157,6 +157,7 @@ def test_each(tmp_path: Path, weights: Path) -> None:
         (["NET", "IN", "--out", "OUT", "--point", "-1,2,3"], "is not allowed: 'net.safetensors' does segmentation"),
         (["NET", "IN", "--out", "OUT", "--key-slice", "3"], "planes=.* is not allowed: 'net.safetensors' does segm"),
         (["NET", "IN", "--out", "OUT", "--most", "3"], "most=3 is not allowed: 'net.safetensors' does segmentation"),
+        (["NET", "IN", "--out", "OUT", "--key-slice", "3", "--every-slice"], "exclude each other; allowed: one"),
         (["NET", "IN", "--out", "IN"], "lies inside the input"),
         (["NET", "IN", "--out", "NET"], "cannot be written: File exists|Not a directory"),
     ],
