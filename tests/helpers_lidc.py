@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,8 +53,8 @@ def write_tables(folder: Path, rows: Sequence[dict[str, str]], train: Sequence[s
     with (folder / "train_test_split.csv").open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(["", "train", "test"])
-        for k, name in enumerate(train):
-            writer.writerow([k, name, test[k] if k < len(test) else ""])
+        for k, names in enumerate(itertools.zip_longest(train, test, fillvalue="")):
+            writer.writerow([k, *names])
 
 
 def acs_set(folder: Path, *, nodules: int = 12) -> Path:

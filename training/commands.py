@@ -85,6 +85,36 @@ def publish(
     typer.echo(json.dumps(publish_run(run, name, to), indent=1))
 
 
+def prepare(
+    dataset: Annotated[str, typer.Argument(help="imagenet, lidc, lits or decathlon.")],
+    source: Annotated[Path, typer.Argument(help="The folder as it was downloaded.")],
+    target: Annotated[Path, typer.Argument(help="The folder that comes out.")],
+    workers: Annotated[int, typer.Option(help="Threads; 0 = as many as there are cores.")] = 0,
+    override: Annotated[list[str] | None, typer.Option("--set", help="OPTION=VALUE of the data set; repeat.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make of a public data set what the recipes read; what is stopped goes on, what is finished is checked."""
+    from .prepare import job_of
+    from .prepare import prepare as do
+
+    try:
+        report = do(job_of(dataset, source, _pairs(override or [])), target, workers=workers)
+    except KeyboardInterrupt:
+        typer.echo("stopped. Next: the same command goes on", err=True)
+        raise typer.Exit(130) from None
+    found = {"folder": str(report.folder), "files": report.files, **report.facts, "dropped": report.dropped}
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    typer.echo(f"{report.folder} {'is whole' if report.before else 'is ready'}: {report.files} files")
+    for what, fact in report.facts.items():
+        typer.echo(f"  {what}: {json.dumps(fact)}")
+    for why, count in report.dropped.items():
+        typer.echo(f"  left out: {count}, {why}")
+    if report.dropped:
+        typer.echo(f"  which: {report.folder / 'dropped.csv'}")
+
+
 def reproduce(
     table: Annotated[str, typer.Argument(help="table2 ... table7 or fig4 of the paper.")],
     runs: Annotated[
@@ -122,5 +152,5 @@ def _needs_extra(command: Callable[..., None]) -> Callable[..., None]:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (train, evaluate, publish, reproduce):
+    for command in (train, evaluate, prepare, publish, reproduce):
         app.command()(_needs_extra(command))

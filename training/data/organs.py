@@ -101,6 +101,25 @@ def labels_on(labels: Volume, grid: Grid) -> np.ndarray:
     return out
 
 
+def classes_on(
+    labels: Volume, image: Volume, size: Sequence[int], orientation: str, classes: Mapping[str, Sequence[int]]
+) -> np.ndarray:
+    """Return the classes of a label map (D, H, W) uint8 where `Preprocess` computes its voxels; 0 is what has no class.
+
+    Args:
+        labels: on any grid of the patient.
+        image: what was preprocessed, as it was read.
+        size: of what came out, neither cropped nor padded.
+        orientation: of what came out.
+        classes: class -> its values in the label map; the first is class 1.
+    """
+    there = labels_on(labels, network_grid(image.grid.turned(orientation)[0], size))
+    target = np.zeros(there.shape, np.uint8)
+    for number, values in enumerate(classes.values(), start=1):
+        target[np.isin(there, list(values))] = number
+    return target
+
+
 def read_files(folder: Path, name: str, files: CaseFiles) -> tuple[Volume, Volume]:
     """Return image (HU) and label map of a case, each on its own grid in the orientation `ORIENTATION`.
 

@@ -19,7 +19,7 @@ from ..console import bar
 from ..seeding import EpochSampler
 from . import planning
 from .kept import Kept
-from .organs import labels_on, network_grid
+from .organs import classes_on
 from .own import Division, OwnData, Reader, Reading
 from .patches import STANDARD, Augmentation, Case, Patches, Triple, Whole, places_of
 from .planning import Extent
@@ -44,11 +44,7 @@ class Cases:
         (image, prepared), mask = self.reader.prepared(row, self.rule), self.reader.mask(row)
         check_place(self.reader.table.at(row), image, mask)
         x = prepared[0]
-        grid = image.grid.turned(self.rule.orientation or planning.ORIENTATION)[0]
-        there = labels_on(mask, network_grid(grid, x.shape[1:]))
-        target = np.zeros(there.shape, np.uint8)
-        for number, values in enumerate(self.classes.values(), start=1):
-            target[np.isin(there, list(values))] = number
+        target = classes_on(mask, image, x.shape[1:], self.rule.orientation or planning.ORIENTATION, self.classes)
         known = torch.ones(len(self.classes) + 1, dtype=torch.bool)
         return Case(name=f"line {row.line}", image=x, target=torch.from_numpy(target), known=known)
 

@@ -87,7 +87,7 @@ class PackedImages:
             ) from error
 
 
-def _opened(shard: Path) -> pq.ParquetFile:
+def opened(shard: Path) -> pq.ParquetFile:
     """Return a shard with the columns it must have: image (a struct with its encoded bytes) and label (an integer)."""
     try:
         file = pq.ParquetFile(shard)
@@ -107,7 +107,7 @@ def _opened(shard: Path) -> pq.ParquetFile:
 
 def _rows(shards: list[Path]) -> Iterator[tuple[bytes, int]]:
     for shard in shards:
-        with _opened(shard) as file:
+        with opened(shard) as file:
             for batch in file.iter_batches(batch_size=256, columns=["image", "label"]):
                 images, labels = batch.column("image").field("bytes"), batch.column("label")
                 if images.null_count or labels.null_count:
@@ -116,13 +116,15 @@ def _rows(shards: list[Path]) -> Iterator[tuple[bytes, int]]:
 
 
 def pack(folder: Path, split: str, cache: Path) -> PackedImages:
-    """Return the packed form of a split, made in `cache` the first time.
+    """Return the packed form of a split: what `svd-hub prepare imagenet` left there, or made in `cache` the first time.
 
     It is made elsewhere and moved into place; a killed packing leaves nothing that looks finished.
 
     Raises:
         SvdHubError: no shards, or shards of another form.
     """
+    if (folder / split / "set.json").is_file():
+        return PackedImages(folder / split)
     shards = shards_of(folder, split)
     key = fingerprint(shards)
     target = cache / f"{split}-{key[:16]}"
@@ -144,7 +146,7 @@ def _write(folder: Path, shards: list[Path], info: dict[str, object]) -> None:
     """Write the four files of a packed set; `set.json` comes last."""
     total = 0
     for shard in shards:
-        with _opened(shard) as file:
+        with opened(shard) as file:
             total += file.metadata.num_rows
     if not total:
         raise SvdHubError(f"the shards of {shards[0].parent} hold no rows. Next: fetch them again")

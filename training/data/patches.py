@@ -68,6 +68,7 @@ class Augmentation:
         degrees: turned by up to this about each axis.
         contrast, brightness, noise: of the 0..255 scale: values times 1 +- contrast, plus +- brightness, plus normal
             noise of a standard deviation of up to `noise`.
+        about: share of the patches that are about a voxel of an organ, whose others are anywhere.
         slab: share of the patches of which only some slices are kept, the others being air: short scans are padded so.
     """
 
@@ -78,6 +79,7 @@ class Augmentation:
     brightness: float = 20.0
     noise: float = 12.0
     slab: float = 0.3
+    about: float = 0.5
 
     def __post_init__(self) -> None:
         check_axes("augmentation.flip", self.flip)
@@ -142,7 +144,7 @@ def places_of(case: Case, most: int = 0) -> list[Tensor]:
 
 
 class Patches(Dataset[tuple[Tensor, Tensor]]):
-    """(epoch, index) -> patch (1, *size) and its classes, half of them about a voxel of an organ.
+    """(epoch, index) -> patch (1, *size) and its classes; see `Augmentation`.
 
     Args:
         cases: taken in turn.
@@ -176,7 +178,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         epoch, index = place
         random = sample_generator(self.seed, epoch, index)
         case, organs = self.cases[index % len(self.cases)], self.organs[index % len(self.cases)]
-        if organs and random.random() < 0.5:  # an organ first, or the liver would have nearly all of them
+        if organs and random.random() < self.rule.about:  # an organ first, or the liver would have nearly all of them
             voxels = organs[random.integers(len(organs))]
             centre = voxels[random.integers(len(voxels))].numpy() + random.uniform(-0.25, 0.25, 3) * self.size
         else:

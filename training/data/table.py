@@ -157,13 +157,17 @@ def digest(rows: Sequence[Row]) -> str:
         found.update(f"\n{row.label}\t{row.split}\n".encode())
         for place in (row.image, row.mask):
             for file in _files(place) if place is not None else ():
-                size = file.stat().st_size
-                found.update(f"{size} ".encode())
-                with file.open("rb") as handle:
-                    found.update(handle.read(ENDS))
-                    handle.seek(max(ENDS, size - ENDS))
-                    found.update(handle.read(ENDS))
+                found.update(ends_of(file))
     return found.hexdigest()
+
+
+def ends_of(file: Path) -> bytes:
+    """Return the size of a file and what it begins and ends with: what tells it from others without reading it all."""
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        first = handle.read(ENDS)
+        handle.seek(max(ENDS, size - ENDS))
+        return f"{size} ".encode() + first + handle.read(ENDS)
 
 
 def _files(place: Path) -> Iterator[Path]:
