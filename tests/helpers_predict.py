@@ -109,10 +109,18 @@ def command(*args: object) -> tuple[int, str, str]:
     return int(code or 0), out.getvalue(), err.getvalue()
 
 
+# A shell starts what runs behind it with SIGINT ignored, and that is inherited: the command is to get it all the same.
+WITH_CTRL_C = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("svd_hub", run_name="__main__")
+"""
+
+
 def start(*args: object, **options: Any) -> subprocess.Popen[str]:
     """Start `svd-hub` in a process of its own."""
     root = Path(__file__).resolve().parents[1]
-    line = [sys.executable, "-m", "svd_hub", *map(str, args)]
+    line = [sys.executable, "-c", WITH_CTRL_C, *map(str, args)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(root)}, **{**pipes, **options})
 
