@@ -188,6 +188,14 @@ def test_a_patient_in_two_splits_is_counted_and_not_named(tmp_path: Path) -> Non
     assert SECRET not in str(told.value)
 
 
+def test_the_test_split_is_looked_at_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = labelled(tmp_path)
+    path.write_text(path.read_text().replace(f"{SECRET}-5,val", f"{SECRET}-5,test"))
+    assert [len(own(path, division=Division(evaluated=which)).rows("val")) for which in ("val", "test")] == [2, 2]
+    seen = [{r.line for r in own(path, division=Division(evaluated=which)).rows("val")} for which in ("val", "test")]
+    assert not seen[0] & seen[1]
+
+
 def test_without_a_split_patients_are_drawn_and_without_patients_it_is_said(tmp_path: Path) -> None:
     path = labelled(tmp_path, split=False)
     data = OwnVolumes(folder=path, division=Division(val_share=0.3))
@@ -489,6 +497,13 @@ def test_finetune_classify_learns_and_its_result_stands_alone(classified: Path, 
     assert "Tiny-ImageNet" in model.entry.trained_on
     found = evaluate_entry(str(tmp_path / "run" / "model.safetensors"), recipe=str(tmp_path / "run" / "recipe.yaml"))
     assert found["metrics"]["loss"] == pytest.approx(rows[-1]["val/loss"], abs=1e-4)
+    other_way = {"data.init_args.classes": '["solid", "soft"]'}
+    with pytest.raises(SvdHubError, match="are soft, solid, the classes of the data solid, soft"):
+        evaluate_entry(
+            str(tmp_path / "run" / "model.safetensors"),
+            recipe=str(tmp_path / "run" / "recipe.yaml"),
+            settings=other_way,
+        )
     svd_hub.save(model, tmp_path / "again.safetensors")
     assert svd_hub.load(tmp_path / "again.safetensors").entry.classes == ("soft", "solid")
     for file in (tmp_path / "run").iterdir():

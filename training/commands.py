@@ -57,12 +57,13 @@ def evaluate(
     name: Annotated[str, typer.Argument(help="An entry, or a .safetensors file with --recipe.")],
     data: Data = None,
     recipe: Annotated[str | None, typer.Option(help="Whose data set; default the entry's own recipe.")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeat.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure an entry again on the evaluation split of its recipe, and hold it against its card."""
     from .evaluation import evaluate_entry
 
-    result = evaluate_entry(name, data=data, recipe=recipe)
+    result = evaluate_entry(name, data=data, recipe=recipe, settings=_pairs(override or []))
     if as_json:
         typer.echo(json.dumps(result, indent=1))
         return

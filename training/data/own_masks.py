@@ -133,7 +133,7 @@ class OwnMasks(OwnData):
             SvdHubError: the masks are empty, or have nothing of a class.
         """
         found: set[int] = set()
-        for row in bar([r for r in self.table.rows if r.split != "test"], "looking at masks"):
+        for row in bar([*self.rows("train"), *self.rows("val")], "looking at masks"):
             found |= label_values(self.table.at(row), self.reader.mask(row))
         if not found:
             raise SvdHubError(f"{self.table.path}: the masks are empty; allowed: values above 0 in some of them")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,12 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def evaluate_entry(
-    name: str, *, data: Path | None = None, recipe: str | None = None, batch: int = 64
+    name: str,
+    *,
+    data: Path | None = None,
+    recipe: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    batch: int = 64,
 ) -> dict[str, Any]:
     """Return the metrics of an entry on the evaluation split of its recipe, through its own preprocessing.
 
@@ -37,9 +42,11 @@ def evaluate_entry(
         name: an entry, or a `.safetensors` file together with `recipe`.
         data: the data set's folder.
         recipe: whose evaluation split; None = the entry's own.
+        settings: keys of the recipe to change, {"data.init_args.evaluated": "test"}.
+        batch: images at a time.
 
     Raises:
-        SvdHubError: the entry has no recipe with data.
+        SvdHubError: the entry has no recipe with data, or classes of other names.
     """
     from ... import hub
     from .. import recipe as recipes
@@ -50,13 +57,19 @@ def evaluate_entry(
         raise SvdHubError(
             f"{name!r} has no recipe whose data it could be evaluated on. Next: --recipe NAME --data FOLDER"
         )
-    overrides = {"data.init_args.folder": str(data.absolute())} if data is not None else {}
+    overrides = {**(settings or {}), **({"data.init_args.folder": str(data.absolute())} if data is not None else {})}
     module = recipes.read(source, overrides).make_data()
     classes, outputs = len(module.class_names()), model.options["num_classes"]
     if model.options.get("features_only") or (classes and outputs != classes):
         raise SvdHubError(
             f"{name!r} has {outputs} outputs, the data of recipe {source!r} have {classes} classes. "
             "Next: give the recipe these weights were trained by"
+        )
+    own, asked = model.entry.classes, module.class_names()
+    if own and asked and tuple(own) != tuple(asked):
+        raise SvdHubError(
+            f"the outputs of {name!r} are {', '.join(own)}, the classes of the data {', '.join(asked)}. Next: data "
+            "with the same names in the same order"
         )
     task = getattr(model, "task", "")
     if task == "detection":

@@ -172,7 +172,8 @@ class Lidc(Job):
 
     def assemble(self, folder: Path, entries: Sequence[Entry]) -> tuple[dict[str, Any], list[str]]:
         """Write nodules.csv."""
-        rows = sorted((row for entry in entries for row in entry.done.facts or ()), key=lambda row: row["name"])
+        found = {row["name"]: row for entry in entries for row in entry.done.facts or ()}
+        rows = [found[name] for name in sorted(found)]
         if not rows:
             raise SvdHubError(f"no nodule of {self.source} can be used. Next: see journal.jsonl in {folder} for why")
         text = io.StringIO()
