@@ -292,3 +292,10 @@ def test_a_result_says_nothing_of_where_it_came_from(tmp_path: Path) -> None:
     assert set(result.seconds) == {"read", "predict"}
     assert result.facts()["use"] == "Research use. Not a medical device."
     assert Inference().data() == {}
+
+
+def test_weights_without_a_head_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("svd_hub.predict.predictor.load", lambda *_, **__: pytest.fail("it was loaded"))
+    for name in ("resnet3d18_imagenet", "resnet3d18_med3d", "segresenc_ctfm"):
+        with pytest.raises(OptionError, match=r"has no head: it is a backbone .*Next: "):
+            Predictor(name)

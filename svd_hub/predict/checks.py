@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..catalog import all_entries
 from ..errors import OptionError
 from ..inference import Inference
 from ..preprocess import Preprocess
@@ -23,10 +24,7 @@ def task_of(model: Any) -> str:
     name, rule = model.entry.name, model.preprocess
     task = getattr(model, "task", model.entry.task)
     if model.options.get("features_only") or not model.options.get("num_classes"):
-        raise OptionError(
-            f"{name!r} has no head: it is a {task} to fine-tune, not a network to predict with; allowed: "
-            f"{', '.join(TASKS)}. Next: svd-hub list --task segmentation, or fine-tune it with a head"
-        )
+        raise _headless(name, task)
     task = task if task in TASKS else "classification"  # a backbone with a head, as `svd_hub.save` has it
     if rule.modality == "video":
         raise OptionError(
@@ -39,6 +37,24 @@ def task_of(model: Any) -> str:
     if task == "detection":
         _check_detector(rule, name)
     return str(task)
+
+
+def check_entry(name: str) -> None:
+    """Refuse a name of the catalogue whose weights have no head, before they are fetched; other names pass.
+
+    Raises:
+        OptionError: see above.
+    """
+    entry = all_entries().get(name)
+    if entry is not None and entry.architecture and not entry.options.get("num_classes", 1):
+        raise _headless(name, entry.task)
+
+
+def _headless(name: str, task: str) -> OptionError:
+    return OptionError(
+        f"{name!r} has no head: it is a {task} to fine-tune, not a network to predict with; allowed: "
+        f"{', '.join(TASKS)}. Next: svd-hub list --task segmentation, or fine-tune it with a head"
+    )
 
 
 def _check_detector(rule: Preprocess, name: str) -> None:

@@ -20,7 +20,7 @@ from ..metrics import counts_of
 from ..preprocess import Preprocess
 from ..variable_dimension import rgb_to_depth
 from ..volume import Volume, memory
-from .checks import class_names, find_device, task_of
+from .checks import check_entry, class_names, find_device, task_of
 from .components import keep_largest
 from .crops import classifier_input
 from .detect import detect, merged, table
@@ -67,6 +67,7 @@ class Predictor:
             raise OptionError("dtype='float16' on a CPU is not allowed; allowed there: float32, bfloat16")
         self.sha256 = ""
         if not isinstance(model, torch.nn.Module):
+            check_entry(str(model))
             model, report = load(model, return_report=True, **options)
             self.sha256 = report.sha256
             if report.missing and options.get("weights", "default") is not None:
