@@ -24,6 +24,7 @@ lint: .venv/.test
 	rm -rf build/types && mkdir -p build/types
 	cp -rs "$(CURDIR)/svd_hub" build/types/svd_hub
 	cp -rs "$(CURDIR)/training" build/types/svd_hub/training
+	cp -rs "$(CURDIR)/export" build/types/svd_hub/export
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p svd_hub
 
 # The wheel is built, installed into an empty environment and tried from an empty folder.

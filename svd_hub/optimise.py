@@ -47,17 +47,22 @@ def optimize_for_inference(model: Any, *, dtype: str = "float32") -> Any:
             )
     network = fold(model)
     if dtype != "float32":
-        for module in network.modules():
-            if not isinstance(module, _KEPT) and not any(True for _ in module.children()):
-                module.to(DTYPES[dtype])
-            if isinstance(module, nn.AvgPool3d):  # torch 2.13 has none for 16 bits on a CPU
-                module.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
-                module.register_forward_hook(lambda module, inputs, output: output.to(DTYPES[dtype]))
+        in_sixteen_bits(network, DTYPES[dtype])
         network.register_forward_hook(_widened)
     for name, module in list(network.named_modules()):
         if type(module) is nn.Conv3d and module.padding_mode == "zeros" and isinstance(module.padding, tuple):
             put(network, name, FixedConv3d(module))
     return network
+
+
+def in_sixteen_bits(network: nn.Module, dtype: torch.dtype) -> None:
+    """Make a network compute in a 16-bit type, in place; the numbers of its norms stay in float32."""
+    for module in network.modules():
+        if not isinstance(module, _KEPT) and not any(True for _ in module.children()):
+            module.to(dtype)
+        if isinstance(module, nn.AvgPool3d):  # torch 2.13 has none for 16 bits on a CPU
+            module.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
+            module.register_forward_hook(lambda module, inputs, output: output.to(dtype))
 
 
 def _widened(module: nn.Module, inputs: Any, output: Any) -> Any:

@@ -43,6 +43,14 @@ KINDS: dict[str, tuple[str, dict[str, Any], tuple[int, ...], tuple[int, ...], in
         (1, 1, 1),
         12,
     ),
+    "detector_small": (
+        "faster_rcnn3d",
+        {"encoder": "resnet3d", "encoder_options": {"depth": 10, "width": 8}, "channels": 16, "head_channels": 32,
+         "num_classes": 2, "depth_stride": 1},
+        (1, 1, 1),
+        (1, 1, 1),
+        None,
+    ),
     "detector_group": (
         "faster_rcnn3d",
         {"encoder": "resnet3d", "encoder_options": RESNET, "channels": 16, "head_channels": 32, "num_classes": 2,
@@ -55,20 +63,18 @@ KINDS: dict[str, tuple[str, dict[str, Any], tuple[int, ...], tuple[int, ...], in
 
 
 def network(kind: str, **options: Any) -> Any:
-    """A network of a kind, all of whose numbers matter, on inputs that its norms expect."""
+    """A network of a kind, all of whose numbers matter."""
     architecture, own, *_ = KINDS[kind]
     torch.manual_seed(0)
     model: Any = build(architecture, {**own, **options})
     model.options = {**own, **options}
     for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
         if isinstance(module, nn.BatchNorm3d | nn.GroupNorm | nn.InstanceNorm3d) and module.weight is not None:
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
-    model.train()
-    with torch.no_grad():  # running statistics that belong to the data
-        for _ in range(3):
-            shape = (2, 1, *sides(kind))
-            model.pyramid(torch.randn(shape)) if hasattr(model, "pyramid") else model(torch.randn(shape))
+            nn.init.uniform_(module.weight, 0.7, 1.3)
+            nn.init.normal_(module.bias, mean=0.3, std=0.2)
     return model.eval()
 
 
@@ -76,7 +82,7 @@ def sides(kind: str, side: int = 32) -> tuple[int, int, int]:
     """An ordinary (D, H, W) of a kind: group norms have more than two values to normalise by."""
     _, options, least, step, _ = KINDS[kind]
     side = 2 * side if "variant" in str(options) else side
-    depth = least[0] if step[0] == 0 or least[0] in (5, 9) else 8
+    depth = least[0] if step[0] == 0 or least[0] in (5, 9) else max(8, least[0])
     return depth, max(side, least[1]), max(side, least[2])
 
 

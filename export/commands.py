@@ -1,0 +1,146 @@
+"""The command `svd-hub export`. Everything heavy is imported inside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import OptionError
+from .formats import AXES, FORMATS, PRECISIONS, matrix
+
+RUN = "run"
+
+
+class _RunsByDefault(TyperGroup):
+    """`svd-hub export ENTRY ...` is `svd-hub export run ENTRY ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = [RUN, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="export",
+    cls=_RunsByDefault,
+    no_args_is_help=True,
+    help="Write an entry or a network of your own as what an inference server runs: svd-hub export ENTRY --to ...",
+)
+_TO = "; ".join(f"{row.name}: {row.summary}" for row in FORMATS.values())
+_PRECISION = "; ".join(f"{row.name}: {', '.join(row.precisions)}" for row in FORMATS.values())
+_SHAPE = "DxHxW or NxCxDxHxW"
+
+
+@app.command(RUN)
+def run(
+    entry: Annotated[str, typer.Argument(help="A name of the catalogue, or a .safetensors file of your own.")],
+    to: Annotated[str, typer.Option(help=_TO)],
+    out: Annotated[Path, typer.Option(help="The artifact's folder.")],
+    precision: Annotated[str, typer.Option(help=f"One of {', '.join(PRECISIONS)}. {_PRECISION}")] = "fp32",
+    shape: Annotated[str, typer.Option(help=f"The typical input, {_SHAPE}; default by the entry's record.")] = "",
+    smallest: Annotated[str, typer.Option(help=f"The smallest, {_SHAPE}; default half of it.")] = "",
+    largest: Annotated[str, typer.Option(help=f"The largest, {_SHAPE}; default one and a half times it.")] = "",
+    dynamic: Annotated[str, typer.Option(help="Axes that stay open, or 'none'.")] = ",".join(AXES),
+    calibration: Annotated[
+        Path | None, typer.Option(help="int8: a folder of images as predict reads them, or of .npy arrays.")
+    ] = None,
+    features: Annotated[bool, typer.Option(help="The pyramid, without a head.")] = False,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX; default 20, for bf16 22.")] = None,
+    keep_failing: Annotated[bool, typer.Option(help="Write it even if it differs by more than is allowed.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an artifact that is there.")] = False,
+    accept_licence: Annotated[bool, typer.Option(help="Consent to a licence that asks for it.")] = False,
+) -> None:
+    """Export, and measure that the artifact computes what the network does; where it does not, nothing is written."""
+    from .exporting import export
+
+    options: dict[str, Any] = {"features_only": True} if features else {}
+    made = export(
+        entry,
+        to,
+        out,
+        precision=precision,
+        shape=_sides("shape", shape),
+        smallest=_sides("smallest", smallest),
+        largest=_sides("largest", largest),
+        dynamic=() if dynamic == "none" else tuple(dynamic.split(",")),
+        calibration=calibration,
+        opset=opset,
+        keep_failing=keep_failing,
+        overwrite=overwrite,
+        accept_licence=accept_licence,
+        **options,
+    )
+    told = made.manifest
+    size = sum(file["bytes"] for file in told["files"].values())
+    typer.echo(f"{made.folder}: {told['entry']} as {told['format']} {told['precision']}, {size:,} bytes")
+    for line in _parity_lines(told["parity"]):
+        typer.echo(line)
+
+
+@app.command("verify")
+def verify_command(
+    folder: Annotated[Path, typer.Argument(help="What svd-hub export wrote.")],
+    model: Annotated[str, typer.Option(help="Its network, a name or file; default by the name in the manifest.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check an artifact again here: bytes, golden pair, and parity where its network is at hand. Exit code 1 if not."""
+    from .verifying import verify
+
+    found = verify(folder, model=model or None)
+    reports = {"golden": found.golden, "parity": found.parity}
+    if as_json:
+        data = {name: report.data() if report is not None else None for name, report in reports.items()}
+        typer.echo(json.dumps({**data, "note": found.note, "passed": found.passed}, indent=1))
+    else:
+        typer.echo(f"{folder}: every file is what it was")
+        for name, report in reports.items():
+            for line in report.lines() if report is not None else [f"{name}: not run"]:
+                typer.echo(line.replace("parity by", f"{name} by", 1))
+        if found.note:
+            typer.echo(f"note: {found.note}")
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+@app.command("formats")
+def formats_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what can be exported to what, and what runs it."""
+    if as_json:
+        typer.echo(json.dumps([dict(zip(("format", "precision", "runs"), row, strict=True)) for row in matrix()]))
+        return
+    for name, precision, runs in matrix():
+        typer.echo(f"{name:>13}  {precision}  {runs}")
+
+
+def _sides(option: str, text: str) -> tuple[int, ...] | None:
+    """Return the numbers of "3x224x224", None of an empty text.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    parts = text.lower().replace(",", "x").split("x") if text else []
+    if not all(part.strip().isdigit() for part in parts):
+        raise OptionError(f"--{option} {text} is not allowed; allowed: {_SHAPE}, e.g. 3x224x224")
+    return tuple(int(part) for part in parts) or None
+
+
+def _parity_lines(told: dict[str, Any]) -> list[str]:
+    """Return the manifest's report of parity in the words of `Report.lines`, without importing torch for it."""
+    measured = f", {told['measure']} >= {told['least_agreement']:g}" if told["measure"] else ""
+    lines = [f"parity by {told['runner'] or 'nothing here'}, error <= {told['tolerance']:g}{measured}"]
+    for case in told["cases"]:
+        share = "" if case["agreement"] is None else f"  {told['measure']} {case['agreement']:.4f}"
+        shape = "x".join(map(str, case["shape"]))
+        lines.append(f"  {shape:>18}  error {max(case['errors'].values()):.1e}{share}")
+    return [*lines, *([f"  {told['note']}"] if told["note"] else [])]
+
+
+def register(to: typer.Typer) -> None:
+    """Add the command to the application."""
+    to.add_typer(app)

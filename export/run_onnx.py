@@ -1,0 +1,128 @@
+"""Runs an ONNX artifact with ONNX Runtime. Imports no torch: from the start of a process to a result in a second.
+
+>>> run = Runner("out/resnet3d18")  # the folder that svd-hub export wrote
+>>> run(volume)["logits"]  # volume: (N, C, D, H, W) float32, preprocessed
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtraError, OptionError, SvdHubError
+from . import artifact
+from .contract import INPUT
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CPU = "CPUExecutionProvider"
+SHORT = {"cpu": CPU, "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+class Runner:
+    """A session on one provider, which is the one that was asked for or an error.
+
+    Args:
+        folder: an artifact of the format "onnx".
+        provider: "cpu" | "cuda" | "tensorrt", or a provider's own name.
+        threads: within an operator; None = ONNX Runtime's choice, all cores.
+        check: hash the files first.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        IntegrityError: the files are not those of the manifest.
+        SvdHubError: both wheels are installed, or the provider is not to be had here.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        provider: str = "cpu",
+        threads: int | None = None,
+        check: bool = True,
+        **options: Any,
+    ) -> None:
+        self.artifact = artifact.read(folder)
+        if self.artifact.format.name != "onnx":
+            raise OptionError(f"{folder} is a {self.artifact.format.name}; allowed: onnx. Next: its own runner")
+        if check:
+            artifact.check(self.artifact)
+        runtime = import_runtime()
+        wanted = SHORT.get(provider, provider)
+        settings = runtime.SessionOptions()
+        settings.log_severity_level = 3  # errors; a provider that is not there is told below
+        if threads is not None:
+            settings.intra_op_num_threads = threads
+        self.session = open_session(runtime, self.artifact.model, wanted, settings)
+        self.provider = f"ONNX Runtime {runtime.__version__} {wanted}"
+
+    def __call__(self, volume: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the outputs by name for a volume (N, C, D, H, W), float32."""
+        return dict(zip(self.artifact.outputs, self.session.run(None, {INPUT: volume}), strict=True))
+
+
+def open_session(runtime: Any, model: Path, provider: str, settings: Any) -> Any:
+    """Return a session whose first provider is the one asked for.
+
+    Raises:
+        SvdHubError: it is not: ONNX Runtime falls back to the CPU without a word. Or the model cannot be run there.
+    """
+    if provider != CPU and hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()  # CUDA's and cuDNN's libraries where pip has put them
+    try:
+        session = runtime.InferenceSession(os.fspath(model), settings, providers=[provider])
+    except Exception as error:  # its errors share no base
+        raise SvdHubError(
+            f"ONNX Runtime cannot run {model.name} on {provider}: {error}. Next: another precision (svd-hub export "
+            "formats says what runs where), or another provider"
+        ) from error
+    if (got := session.get_providers()[0]) != provider:
+        raise SvdHubError(
+            f"{provider} was asked for and ONNX Runtime chose {got}; this build has "
+            f"{', '.join(runtime.get_available_providers())}, whether there is such a device or not. Next: "
+            f"{_advice(provider)}"
+        )
+    return session
+
+
+def import_runtime() -> Any:
+    """Return the module onnxruntime.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        SvdHubError: both wheels are, of which one has overwritten the other.
+    """
+    installed = wheels()
+    if len(installed) > 1:
+        told = " and ".join(f"{name} {number}" for name, number in installed.items())
+        raise SvdHubError(
+            f"{told} are both installed: they share their files, and the last one that was installed is what runs. "
+            "Next: pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
+        )
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("onnxruntime", "onnx") from error
+    return onnxruntime
+
+
+def wheels() -> Mapping[str, str]:
+    """Return the installed wheels of ONNX Runtime, with their releases."""
+    found = {}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _advice(provider: str) -> str:
+    if "onnxruntime-gpu" not in wheels() and provider != CPU:
+        return 'pip uninstall onnxruntime, then pip install "svd-hub[onnx-gpu]"'
+    return "check the device and its driver (nvidia-smi), and that CUDA's libraries are of the release this build needs"

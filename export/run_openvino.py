@@ -1,0 +1,110 @@
+"""Runs an artifact with OpenVINO on a CPU server, in the precision that its manifest says. Imports no torch.
+
+OpenVINO's own choice on processors with bf16 is bf16, also for a network that was exported and checked in fp32; here
+the precision is always set, and read back.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtraError, OptionError, SvdHubError
+from . import artifact
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# The arithmetic of a CPU for the precision of an artifact: fp16 is how numbers are stored, int8 is in the graph.
+HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
+GPU_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "f16", "int8": "f16"}
+FORMATS = ("openvino", "onnx")  # it reads both
+
+
+class Runner:
+    """A compiled model on one device.
+
+    Args:
+        folder: an artifact of the format "openvino", or "onnx".
+        device: "CPU", "GPU", ... as OpenVINO names them.
+        threads: None = OpenVINO's choice, all cores.
+        check: hash the files first.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+        IntegrityError: the files are not those of the manifest.
+        SvdHubError: the device or the precision is not to be had here.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        device: str = "CPU",
+        threads: int | None = None,
+        check: bool = True,
+        **options: Any,
+    ) -> None:
+        self.artifact = artifact.read(folder)
+        if self.artifact.format.name not in FORMATS:
+            raise OptionError(
+                f"{folder} is a {self.artifact.format.name}; allowed: {', '.join(FORMATS)}. Next: its own runner"
+            )
+        if check:
+            artifact.check(self.artifact)
+        hint = (HINTS if device.startswith("CPU") else GPU_HINTS)[self.artifact.precision]
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint}
+        if threads is not None:
+            settings |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+        self.model = compiled(self.artifact.model, device, settings)
+        self.provider = f"OpenVINO {_release()} {device} {hint}"
+        self._request = self.model.create_infer_request()
+
+    def __call__(self, volume: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the outputs by name for a volume (N, C, D, H, W), float32."""
+        found = self._request.infer({0: volume})
+        return {name: found[index].copy() for index, name in enumerate(self.artifact.outputs)}
+
+
+def compiled(path: Path, device: str, settings: dict[str, Any]) -> Any:
+    """Return a compiled model that computes in the precision asked for.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+        SvdHubError: no such device, or it has no such precision.
+    """
+    openvino = import_openvino()
+    core = openvino.Core()
+    try:
+        model = core.compile_model(core.read_model(os.fspath(path)), device, settings)
+    except RuntimeError as error:
+        raise SvdHubError(
+            f"OpenVINO cannot run {path.name} on {device}: {error}; devices here: {', '.join(core.available_devices)}"
+        ) from error
+    wanted, got = settings["INFERENCE_PRECISION_HINT"], model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if got != wanted:
+        raise SvdHubError(
+            f"{wanted} was asked for and OpenVINO computes in {got} on this {device}; bf16 needs a processor with "
+            "avx512_bf16 or amx_bf16. Next: export with precision fp32 or int8"
+        )
+    return model
+
+
+def import_openvino() -> Any:
+    """Return the module openvino.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("openvino", "openvino") from error
+    return openvino
+
+
+def _release() -> str:
+    from importlib.metadata import version
+
+    return version("openvino")

@@ -1,0 +1,69 @@
+"""What the tests of export share: networks to export, and one run of torch's exporter for each."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers_networks import KINDS, network, sides
+from torch import nn
+
+from svd_hub.export import onnx as onnx_format
+from svd_hub.export.contract import Order
+from svd_hub.export.network import Network
+from svd_hub.export.profile import make_profile
+from svd_hub.models import densenet3d
+
+
+@functools.cache
+def exportable(kind: str) -> Any:
+    """A network of a kind; its values are the same in every test."""
+    if kind == "densenet3d":  # a block of each, or following it takes a minute
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(densenet3d.BLOCKS, 121, (1, 2, 1, 1))
+            return network(kind)
+    return spread_apart(network(kind)) if kind.startswith("detector") else network(kind)
+
+
+def spread_apart(model: Any) -> Any:
+    """A detector with other heads: a hundred boxes of one score each would change places at a breath."""
+    head, box = model.rpn_head, model.bbox_head
+    for layer, std in ((head.rpn_cls, 0.3), (head.rpn_reg, 0.1), (box.fc_cls, 0.3), (box.fc_reg, 0.1)):
+        nn.init.normal_(layer.weight, std=std)
+    return model
+
+
+def shape_of(kind: str) -> tuple[int, ...]:
+    """A typical (D, H, W) whose half the network takes, and whose deepest level has two voxels then."""
+    return sides(kind, 64 if kind not in ("genesis", "genesis_batch", "segresnet", "segresnet_ds") else 32)
+
+
+def order(kind: str, precision: str = "fp32", **options: Any) -> Order:
+    model = exportable(kind)
+    calibration = tuple(np.random.default_rng(0).standard_normal((4, 1, *shape_of(kind))).astype(np.float32))
+    return Order(
+        network=Network(model),
+        profile=make_profile(model, shape=shape_of(kind), **options),
+        precision=precision,
+        calibration=calibration if precision == "int8" else (),
+    )
+
+
+@functools.cache
+def followed(kind: str) -> Any:
+    """The float32 graph of a kind as torch's exporter gives it; seconds each, so once."""
+    asked = order(kind)
+    return onnx_format.single_precision(asked.network, asked.profile, onnx_format.OPSET)
+
+
+def copied(kind: str) -> Any:
+    import onnx
+
+    made = onnx.ModelProto()
+    made.CopyFrom(followed(kind))
+    return made
+
+
+__all__ = ["KINDS", "copied", "exportable", "followed", "order", "shape_of"]
