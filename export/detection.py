@@ -178,10 +178,10 @@ def translations() -> Mapping[Any, Callable[..., Any]]:
     def said_nms_mask(boxes: Any, scores: Any, iou: float, threshold: float, most: int) -> Any:
         limit = op.Constant(value_ints=[most])
         iou_limit, score_limit = op.Constant(value_floats=[iou]), op.Constant(value_floats=[threshold])
-        kept = op.NonMaxSuppression(boxes, scores, limit, iou_limit, score_limit)
-        none = op.Expand(op.Constant(value_float=0.0), op.Shape(scores))
-        ones = op.Expand(op.Constant(value_float=1.0), op.Shape(kept, start=0, end=1))
-        return op.Greater(op.ScatterND(none, kept, ones), op.Constant(value_float=0.5))
+        kept = op.NonMaxSuppression(boxes, scores, limit, iou_limit, score_limit)  # type: ignore[arg-type]
+        none = op.Expand(op.Constant(value_float=0.0), op.Shape(scores))  # type: ignore[type-var]
+        ones = op.Expand(op.Constant(value_float=1.0), op.Shape(kept, start=0, end=1))  # type: ignore[type-var]
+        return op.Greater(op.ScatterND(none, kept, ones), op.Constant(value_float=0.5))  # type: ignore[type-var]
 
     def said_roi_align(
         features: Any, boxes: Any, images: Any, size: int, scale: float, samples: int, aligned: bool

@@ -106,7 +106,7 @@ def checked(network: Network, row: Format, precision: str, folder: Path, volumes
     run, note = open_runner(row, precision, folder)
     if run is None:
         bounds = {"tolerance": TOLERANCES[network.norm, precision], "least_agreement": AGREEMENT[precision]}
-        return Report(runner="", measure="", note=note, **bounds)
+        return Report(runner="", measure="", note=note, **bounds)  # type: ignore[arg-type]
     return measure(network, run, run.provider, precision, volumes, note)
 
 

@@ -76,7 +76,7 @@ class StatisticsOfBatch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, c, d, h, w = x.shape
         together = x.transpose(0, 1).reshape(1, c, n * d, h, w)
-        y = torch.instance_norm(together, self.weight, self.bias, None, None, True, 0.0, self.eps, False)
+        y = torch.instance_norm(together, self.weight, self.bias, None, None, True, 0.0, self.eps, False)  # type: ignore[arg-type]
         return y.reshape(c, n, d, h, w).transpose(0, 1)
 
 
@@ -108,9 +108,9 @@ def padded(found: Sequence[Tensor], count: int | Tensor, most: int) -> tuple[Ten
     place = torch.arange(images.shape[0], device=images.device) - torch.searchsorted(images, images)
     row = images * most + place
     flat = count * most
-    all_boxes = boxes.new_zeros((flat, 4)).index_copy(0, row, boxes)
-    all_scores = scores.new_zeros((flat,)).index_copy(0, row, scores)
-    all_labels = labels.new_full((flat,), -1).index_copy(0, row, labels)
+    all_boxes = boxes.new_zeros((flat, 4)).index_copy(0, row, boxes)  # type: ignore[arg-type]
+    all_scores = scores.new_zeros((flat,)).index_copy(0, row, scores)  # type: ignore[arg-type]
+    all_labels = labels.new_full((flat,), -1).index_copy(0, row, labels)  # type: ignore[arg-type]
     return all_boxes.view(-1, most, 4), all_scores.view(-1, most), all_labels.view(-1, most)
 
 

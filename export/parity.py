@@ -152,7 +152,7 @@ def compare(
         agreement, errors = matched(found, wanted)
     else:
         errors = {name: relative(found[name], wanted[name]) for name in wanted}
-        agreement = _agreement(found, wanted, kind, TOLERANCES["group", precision]) if finite else None
+        agreement = _agreement(found, wanted, kind, TOLERANCES["group", precision]) if finite else None  # type: ignore[assignment]
     return Case(shape=volume.shape, errors=errors, finite=bool(finite), agreement=agreement)
 
 

@@ -47,8 +47,8 @@ class Profile:
         few = self.smallest[0]
         more = min(few + 2, self.largest[0])
         shapes = [self.smallest, (more, *self.odd[1:]), self.typical, self.largest, (more, *self.smallest[1:])]
-        shapes[3] = (few, *self.largest[1:])  # type: ignore[assignment]
-        return tuple(dict.fromkeys(shapes))  # type: ignore[arg-type]
+        shapes[3] = (few, *self.largest[1:])
+        return tuple(dict.fromkeys(shapes))
 
     @property
     def odd(self) -> Shape:
@@ -170,4 +170,4 @@ def _full(option: str, given: Sequence[int], channels: int, sizes: Sizes) -> Sha
             f"{option}={tuple(given)} is not allowed: the network takes (D, H, W) from {sizes.least} on, in steps of "
             f"{sizes.step}, at most {sizes.most}. Next: {sizes.fitted(shape[2:])}"
         )
-    return shape  # type: ignore[return-value]
+    return shape

@@ -66,7 +66,7 @@ def reader(calibration: Sequence[np.ndarray]) -> Any:
     """Return the data as ONNX Runtime's quantiser reads it: one volume at a time."""
     from onnxruntime.quantization import CalibrationDataReader
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.rest: Iterator[np.ndarray] = iter(calibration)
 

@@ -101,11 +101,11 @@ def _original(found: Artifact, model: Any, options: Mapping[str, Any]) -> tuple[
         if asked:
             raise
         return None, "its network cannot be loaded here"
-    if weights_sha256(network.source) != found.manifest["weights_sha256"]:
+    if weights_sha256(network.source) != found.manifest["weights_sha256"]:  # type: ignore[arg-type]
         if asked:
             raise CheckpointError(
                 f"{model} is not the network that {found.folder} was made from: sha256 of its tensors "
-                f"{weights_sha256(network.source)}, expected {found.manifest['weights_sha256']}"
+                f"{weights_sha256(network.source)}, expected {found.manifest['weights_sha256']}"  # type: ignore[arg-type]
             )
         return None, f"{model} is not what the artifact was made from (a new head, or another release of it)"
     return network, ""
