@@ -106,6 +106,32 @@ def verify_command(
         raise typer.Exit(1)
 
 
+@app.command("gpu-report")
+def gpu_report_command(
+    folder: Annotated[Path, typer.Argument(help="An ONNX artifact, or a folder of them.")],
+    out: Annotated[Path, typer.Option(help="The report's file, JSON.")],
+    model: Annotated[str, typer.Option(help="Their network, a name or file; default by the name in a manifest.")] = "",
+    shape: Annotated[list[str], typer.Option(help=f"To time at, {_SHAPE}; default typical and largest.")] = [],  # noqa: B006
+    rounds: Annotated[int, typer.Option(help="Of timing.", min=1)] = 30,
+    compiled: Annotated[bool, typer.Option("--compile", help="Time torch.compile too; takes minutes.")] = False,
+) -> None:
+    """On a machine with a GPU: parity and times of artifacts there, as one report. Exit code 1 if parity fails."""
+    from .gpu_report import Timing, gpu_report, lines
+
+    shapes = [sides for text in shape if (sides := _sides("shape", text))]
+    found = gpu_report(
+        folder,
+        to=out,
+        model=model or None,
+        timing=Timing(shapes=shapes or None, rounds=rounds, compiled=compiled),
+        say=lambda line: typer.echo(line, err=True),
+    )
+    for line in lines(found):
+        typer.echo(line)
+    if not found["passed"]:
+        raise typer.Exit(1)
+
+
 @app.command("formats")
 def formats_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
