@@ -25,6 +25,7 @@ import torch
 from ..errors import OptionError, SvdHubError
 from . import artifact, inputs
 from .artifact import Artifact
+from .gpu import require_gpu
 from .gpu_timing import Timed, alternate, bound, eager_ways, first_line
 from .network import Network
 from .run_onnx import Runner
@@ -74,21 +75,16 @@ def cuda_device() -> Device:
     Raises:
         SvdHubError: there is none.
     """
-    if not torch.cuda.is_available():
-        raise SvdHubError(
-            f"the report needs a CUDA device, and torch {torch.__version__} sees none here. Next: run it on the "
-            "machine that will serve, with its driver and a torch built for CUDA; on CPUs, svd-hub export verify DIR"
-        )
-    told = torch.cuda.get_device_properties(0)
+    gpu = require_gpu("the report", instead="on CPUs, svd-hub export verify DIR")
     return Device(
-        torch=torch.device("cuda", 0),
+        torch=gpu.device,
         provider="cuda",
         exact={"use_tf32": "0"},
         facts={
-            "name": told.name,
-            "compute_capability": f"{told.major}.{told.minor}",
-            "multiprocessors": told.multi_processor_count,
-            "memory_bytes": told.total_memory,
+            "name": gpu.name,
+            "compute_capability": gpu.compute_capability,
+            "multiprocessors": gpu.multiprocessors,
+            "memory_bytes": gpu.memory_bytes,
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         },
