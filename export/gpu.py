@@ -33,8 +33,8 @@ def require_gpu(what: str, *, index: int = 0, instead: str = "") -> Gpu:
     """
     if not torch.cuda.is_available():
         raise SvdHubError(
-            f"{what} needs a CUDA device, and torch {torch.__version__} sees none here. Next: run it on the machine that "
-            f"will serve, with its driver and a torch built for CUDA{instead and f'; or {instead}'}"
+            f"{what} needs a CUDA device, and torch {torch.__version__} sees none here. Next: run it on the machine "
+            f"that will serve, with its driver and a torch built for CUDA{instead and f'; or {instead}'}"
         )
     if not 0 <= index < (count := torch.cuda.device_count()):
         raise SvdHubError(f"{what} was asked for on CUDA device {index}; there are {count}, from 0 on")

@@ -4,7 +4,7 @@
     python tools/tensorrt_api.py --read   prints the API of the bindings that can be imported, as JSON
 
 An API is data: class -> member -> what it is. A method is a list of its signatures, as "(name: type = ...) -> type",
-a property "-> type", with "<->" where it can be set, a value of an enumeration "constant", a class inside a class
+a property "-> type", with "<->" where it can be set, a value of an enumeration "constant 4", a class inside a class
 "class". What a class of one's own overrides is among the methods, also where the bindings only describe it.
 """
 
@@ -69,7 +69,7 @@ def _class(cls: type) -> dict[str, Any]:
         elif callable(value):
             found[name] = _signatures(name, getattr(cls, name).__doc__ or "")
         elif isinstance(value, cls):
-            found[name] = "constant"
+            found[name] = f"constant {int(value)}"
     for name, arguments in re.findall(r"def (\w+)\(self, ([^)]*)\):", cls.__doc__ or ""):
         found.setdefault(name, [f"({arguments})"])
     return found

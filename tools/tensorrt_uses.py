@@ -1,8 +1,8 @@
 """Which names of TensorRT export/tensorrt uses and how, read from the sources without running them.
 
-The module is called `trt` there, and what is given to a function says its type (`network: trt.INetworkDefinition`); from
-these and from what the API says of what it returns, the type of every other object follows. An attribute of an object
-whose type does not follow is no use: a test holds that what runs against the double was all seen here.
+The module is called `trt` there, and what is given to a function says its type (`network: trt.INetworkDefinition`);
+from these and from what the API says of what it returns, the type of every other object follows. What is asked of an
+object whose type does not follow is not seen: a test holds that all that runs against the double was.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def signature(text: str) -> tuple[list[str], int, str]:
 
 
 def fits(text: str, count: int, keywords: Sequence[str]) -> bool:
-    """Return whether a call by this many positions and these keywords fits a signature."""
+    """Return whether a call with this many arguments by position and these by keyword fits a signature."""
     names, least, _ = signature(text)
     given = [*names[:count], *keywords]
     return count <= len(names) and len(set(given)) == len(given) and set(names[:least]) <= set(given) <= set(names)
@@ -98,7 +98,9 @@ def _problem(api: Api, use: Use) -> str:
         if not isinstance(member, list):
             return f"{named} is no method"
         if not any(fits(text, use.count, use.keywords) for text in member):
-            return f"{named} takes {' or '.join(member) or 'nothing: it cannot be made'}, not {use.count}, {use.keywords}"
+            return (
+                f"{named} takes {' or '.join(member) or 'nothing: it cannot be made'}, not {use.count}, {use.keywords}"
+            )
         return ""
     if isinstance(member, list):
         return f"{named} is a method"
@@ -126,7 +128,7 @@ class _Reader(ast.NodeVisitor):
         self.known: dict[str, str] = {}
         self.found: list[Use] = []
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:  # noqa: N802
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
         """See what a class of our own overrides."""
         for base in node.bases:
             if kind := _annotated(base):
@@ -137,7 +139,7 @@ class _Reader(ast.NodeVisitor):
                         self._use(kind, method.name, "override", method, count)
         self.generic_visit(node)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         """Know the arguments by their annotations; names bound inside are forgotten after it."""
         outside = dict(self.known)
         for argument in (*node.args.args, *node.args.kwonlyargs):
@@ -147,26 +149,26 @@ class _Reader(ast.NodeVisitor):
         attributes = {name: kind for name, kind in self.known.items() if "." in name}
         self.known = {**outside, **attributes}
 
-    def visit_Assign(self, node: ast.Assign) -> None:  # noqa: N802
+    def visit_Assign(self, node: ast.Assign) -> None:
         """Know a name by what it is given."""
         kind = self.type_of(node.value)
         for target in node.targets:
             self._target(target, kind)
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:  # noqa: N802
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         """Know a name by its annotation."""
         kind = self.type_of(node.value) if node.value is not None else ""
         self._target(node.target, _annotated(node.annotation) or kind)
 
-    def visit_NamedExpr(self, node: ast.NamedExpr) -> None:  # noqa: N802
+    def visit_NamedExpr(self, node: ast.NamedExpr) -> None:
         """Know a name by what it is given."""
         self._target(node.target, self.type_of(node.value))
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> None:
         """Note a call."""
         self.type_of(node)
 
-    def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
+    def visit_Attribute(self, node: ast.Attribute) -> None:
         """Note what is read."""
         self.type_of(node)
 
@@ -214,7 +216,7 @@ class _Reader(ast.NodeVisitor):
             return ""
         self._use(of, node.attr, "get", node)
         member = str(self.api.get(of, {}).get(node.attr, ""))
-        kind = of if member == "constant" else member.removeprefix("<").removeprefix("-> ")
+        kind = of if member.startswith("constant") else member.removeprefix("<").removeprefix("-> ")
         kind = f"{of}.{node.attr}".removeprefix("module.") if member == "class" else kind
         return kind if kind in self.api else ""
 
@@ -247,9 +249,7 @@ class _Reader(ast.NodeVisitor):
         else:
             self.known.pop(name, None)
 
-    def _use(
-        self, of: str, name: str, how: str, node: ast.AST, count: int = 0, keywords: tuple[str, ...] = ()
-    ) -> None:
+    def _use(self, of: str, name: str, how: str, node: ast.AST, count: int = 0, keywords: tuple[str, ...] = ()) -> None:
         line = getattr(node, "lineno", 0)
         self.found.append(Use(of, name, how, f"{self.file}:{line}", count, keywords))
 

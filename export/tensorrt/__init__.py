@@ -5,8 +5,8 @@
 >>> run(volume)["logits"]  # volume: (N, C, D, H, W) float32 on the GPU
 
 An engine fits one release of TensorRT and one kind of GPU, and TensorRT itself cannot say beforehand whether it does:
-`key` says it, before anything is deserialised. Modules that import TensorRT are imported after `here.here()` only, which
-asks for the GPU first: without one, TensorRT may end the process.
+`key` says it, before anything is deserialised. Modules that import TensorRT are imported after `here.here()` only,
+which asks for the GPU first: without one, TensorRT may end the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name != "TensorRTModule":
-        raise AttributeError(f"module 'svd_hub.export.tensorrt' has no attribute {name!r}; it has: {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'svd_hub.export.tensorrt' has no attribute {name!r}; it has: {', '.join(__all__)}"
+        )
     from .here import here
 
     here()

@@ -23,12 +23,18 @@ from ..contract import Order
 from ..parity import ParityError
 from ..verifying import held, original
 from .here import Here, here
-from .key import GRAPH, PLAN, SHAPES, key_of, new_key, refuse_other
+from .key import GRAPH, PLAN, SHAPES, new_key, refuse_other
 from .operators import refuse_operators
 from .options import EngineOptions, options_of
 from .progress import board
 
-_NEW = ("files", "artifact_sha256", "parity", "format", "built")  # what a manifest says of an artifact, not of its graph
+_NEW = (
+    "files",
+    "artifact_sha256",
+    "parity",
+    "format",
+    "built",
+)  # what a manifest says of an artifact, not of its graph
 
 
 def build(order: Order, folder: Path) -> dict[str, Any]:
@@ -129,9 +135,7 @@ def _planned(
     return _written(built, content, facts, options, machine, folder)
 
 
-def _refitted(
-    content: bytes, found: Artifact, donor: Artifact, machine: Here, folder: Path
-) -> dict[str, Any]:
+def _refitted(content: bytes, found: Artifact, donor: Artifact, machine: Here, folder: Path) -> dict[str, Any]:
     """Write an engine's plan with other weights into a folder and return what the manifest says of it.
 
     Raises:
@@ -142,17 +146,17 @@ def _refitted(
     refuse_other(donor, machine)
     artifact.check(donor)
     options = options_of(donor.manifest["built"]["settings"])
-    alike = [("precision", a["precision"], b["precision"]) for a, b in [(found.manifest, donor.manifest)]]
-    alike += [("profile", *(m["profile"] for m in (found.manifest, donor.manifest)))]
-    alike += [("operators", *(m["built"]["operators"] for m in (found.manifest, donor.manifest)))]
-    for name, wanted, has in alike:
+    for name in ("precision", "profile", "operators"):
+        wanted, has = (told.get(name, told["built"].get(name)) for told in (found.manifest, donor.manifest))
         if wanted != has:
-            raise OptionError(f"{donor.folder} cannot be refitted: its {name} is {has}, wanted {wanted}. Next: build anew")
+            raise OptionError(
+                f"{donor.folder} cannot be refitted: its {name} is {has}, wanted {wanted}. Next: build anew"
+            )
     if not options.refit or donor.precision == "int8":
         raise OptionError(
             f"{donor.folder} cannot be refitted; allowed: engines built with --set refit, not in int8. Next: build anew"
         )
-    built = refitted((donor.folder / PLAN).read_bytes(), content)
+    built = refitted((donor.folder / PLAN).read_bytes(), content, host_code=options.version_compatible)
     return _written(built, content, found.manifest, options, machine, folder)
 
 
@@ -178,6 +182,3 @@ class Runner:
         """Return the outputs by name for a volume (N, C, D, H, W), float32."""
         found = self.module(torch.from_numpy(volume))
         return {name: tensor.cpu().numpy() for name, tensor in found.items()}
-
-
-__all__ = ["Runner", "build", "engine", "key_of"]

@@ -1,4 +1,4 @@
-"""An ONNX graph becomes an engine: parsed, typed as the graph says, for a range of shapes. Imported after `here.here()`.
+"""An ONNX graph becomes an engine, typed as it says, for a range of shapes. Imported after `here.here()`.
 
 Precision is in the graph alone (casts, Q/DQ pairs): TensorRT 11 knows nothing else, and 10 is told so. TF32, which
 TensorRT would use for float32 by itself, is off: fp32 means fp32, and fp16 is the fast choice.
@@ -13,7 +13,7 @@ from packaging.version import Version
 
 from ...errors import SvdHubError
 from ..contract import INPUT
-from .callbacks import Log, Monitor
+from .callbacks import Log, Monitor, said
 from .here import Here
 from .key import SHAPES
 from .options import EngineOptions
@@ -24,9 +24,7 @@ TYPED_ALWAYS = Version("11")  # from here on there is no other kind of network
 GIB = 1 << 30
 
 
-def plan(
-    graph: bytes, profile: Mapping[str, Sequence[int]], options: EngineOptions, here: Here, board: Board
-) -> bytes:
+def plan(graph: bytes, profile: Mapping[str, Sequence[int]], options: EngineOptions, here: Here, board: Board) -> bytes:
     """Return the bytes of an engine for this machine's GPU.
 
     Args:
@@ -57,8 +55,8 @@ def plan(
     del parser  # it holds the graph's numbers, which the network points to until here
     if built is None:
         raise SvdHubError(
-            f"TensorRT {here.tensorrt} built no engine: {log.said()}. Next: a smaller --largest, --set workspace=GIB, or "
-            "another precision"
+            f"TensorRT {here.tensorrt} built no engine: {said(log)}. Next: a smaller --largest, --set workspace=GIB, "
+            "or another precision"
         )
     if options.timing_cache:
         keep(config, times)
@@ -79,8 +77,8 @@ def parsed(network: trt.INetworkDefinition, graph: bytes, log: Log) -> trt.OnnxP
             error = parser.get_error(number)
             reasons.append(f"{error.node_operator()} {error.node_name()}: {error.desc()}")
         raise SvdHubError(
-            f"TensorRT does not take the graph: {'; '.join(reasons) or log.said()}. Next: a later TensorRT, or --to onnx "
-            "for ONNX Runtime"
+            f"TensorRT does not take the graph: {'; '.join(reasons) or said(log)}. Next: a later TensorRT, or "
+            "--to onnx for ONNX Runtime"
         )
     names = [network.get_input(number).name for number in range(network.num_inputs)]
     if names != [INPUT]:

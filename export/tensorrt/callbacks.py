@@ -1,6 +1,7 @@
 """What TensorRT calls: for messages, for progress, and for the memory of outputs whose size only a run tells.
 
-Imported after `here.here()`. TensorRT calls from its own threads; an exception here would be lost in it.
+Imported after `here.here()`. TensorRT calls from its own threads; an exception here would be lost in it. All methods
+are those that TensorRT calls: a test holds their names and arguments against the bindings.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ class Log(trt.ILogger):
             self.errors.append(msg.strip())
         _LOG.log(level if level < logging.ERROR else logging.DEBUG, msg.strip())
 
-    def said(self) -> str:
-        """Return the errors, for a message."""
-        return "; ".join(self.errors) or "it gave no reason"
+
+def said(log: Log) -> str:
+    """Return the errors of a log, for a message."""
+    return "; ".join(log.errors) or "it gave no reason"
 
 
 class Monitor(trt.IProgressMonitor):
@@ -92,9 +94,10 @@ class Allocator(trt.IOutputAllocator):
         """Take the shape of the output."""
         self.shape = tuple(shape)
 
-    def taken(self) -> Tensor | None:
-        """Return the output of the last run, None where TensorRT asked for no memory or told no shape."""
-        if self.memory is None or self.shape is None:
-            return None
-        count = torch.Size(self.shape).numel() * self.dtype.itemsize
-        return self.memory[:count].view(self.dtype).view(self.shape)
+
+def taken(allocator: Allocator) -> Tensor | None:
+    """Return the output of a run, None where TensorRT asked for no memory or told no shape."""
+    if allocator.memory is None or allocator.shape is None:
+        return None
+    count = torch.Size(allocator.shape).numel() * allocator.dtype.itemsize
+    return allocator.memory[:count].view(allocator.dtype).view(allocator.shape)

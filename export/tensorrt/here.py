@@ -36,7 +36,9 @@ def here(index: int = 0) -> Here:
         SvdHubError: it has no CUDA device, or an old TensorRT.
         MissingExtraError: TensorRT is not installed.
     """
-    gpu = require_gpu("TensorRT", index=index, instead="svd-hub export ENTRY --to onnx here, whose graph it builds from there")
+    gpu = require_gpu(
+        "TensorRT", index=index, instead="svd-hub export ENTRY --to onnx here, whose graph it builds from there"
+    )
     return Here(gpu=gpu, tensorrt=release(), system=f"{sys.platform} {platform.machine()}")
 
 
@@ -58,5 +60,7 @@ def release() -> str:
         ) from error
     found = str(trt.__version__)
     if Version(found) < OLDEST:
-        raise SvdHubError(f'TensorRT {found} is too old; allowed: {OLDEST} or later. Next: pip install "svd-hub[tensorrt]"')
+        raise SvdHubError(
+            f'TensorRT {found} is too old; allowed: {OLDEST} or later. Next: pip install "svd-hub[tensorrt]"'
+        )
     return found

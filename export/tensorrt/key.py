@@ -96,8 +96,8 @@ def key_of(found: Artifact) -> Key:
     for name, value in artifact.items():
         if getattr(key, name) != value:
             raise IntegrityError(
-                f"the engine in {found.folder} was built for {name} {getattr(key, name)}, and the artifact has {value}. "
-                f"Next: {rebuild(found)}"
+                f"the engine in {found.folder} was built for {name} {getattr(key, name)}, and the artifact has "
+                f"{value}. Next: {rebuild(found)}"
             )
     return key
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...errors import IntegrityError, OptionError, SvdHubError
 from .. import artifact
 from ..contract import INPUT
-from .callbacks import Allocator, Log
+from .callbacks import Allocator, Log, said, taken
 from .here import here
 from .key import PLAN, Key, rebuild, refuse_other
 
@@ -67,7 +67,7 @@ class TensorRTModule(nn.Module):
         self.engine: trt.ICudaEngine = self._opened(found)
         self.context: trt.IExecutionContext = self.engine.create_execution_context()
         if self.context is None:
-            raise SvdHubError(f"the engine in {folder} cannot be run: {self.log.said()}. Next: a GPU with more memory")
+            raise SvdHubError(f"the engine in {folder} cannot be run: {said(self.log)}. Next: a GPU with more memory")
         self.types = {name: DTYPES[self.engine.get_tensor_dtype(name)] for name in self.outputs}
         self.provider = f"TensorRT {machine.tensorrt} on {machine.gpu.name}"
         self._stream = torch.cuda.Stream(self.device)
@@ -84,7 +84,7 @@ class TensorRTModule(nn.Module):
         engine = self.runtime.deserialize_cuda_engine((found.folder / PLAN).read_bytes())
         if engine is None:
             raise IntegrityError(
-                f"TensorRT cannot read the engine in {found.folder}: {self.log.said()}. Next: {rebuild(found)}"
+                f"TensorRT cannot read the engine in {found.folder}: {said(self.log)}. Next: {rebuild(found)}"
             )
         return engine
 
@@ -112,22 +112,22 @@ class TensorRTModule(nn.Module):
         self._enqueue()
         current.wait_stream(self._stream)
         for name, allocator in allocators.items():
-            if (made := allocator.taken()) is None:
-                raise SvdHubError(f"TensorRT gave no {name}: {self.log.said()}")
+            if (made := taken(allocator)) is None:
+                raise SvdHubError(f"TensorRT gave no {name}: {said(self.log)}")
             found[name] = made
         return {name: found[name] for name in self.outputs}
 
     def _enqueue(self) -> None:
         if not self.context.execute_async_v3(self._stream.cuda_stream):
-            raise SvdHubError(f"TensorRT could not run the engine: {self.log.said()}")
+            raise SvdHubError(f"TensorRT could not run the engine: {said(self.log)}")
 
     def _bound(self, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Allocator]]:
         """Give the context its input and a place for each output; those whose size is not known get an allocator."""
         if not self.context.set_input_shape(INPUT, tuple(x.shape)):
-            raise SvdHubError(f"TensorRT takes no input of shape {tuple(x.shape)}: {self.log.said()}")
+            raise SvdHubError(f"TensorRT takes no input of shape {tuple(x.shape)}: {said(self.log)}")
         self.context.set_tensor_address(INPUT, x.data_ptr())
         if missing := self.context.infer_shapes():
-            raise SvdHubError(f"TensorRT does not know the shapes of {', '.join(missing)}: {self.log.said()}")
+            raise SvdHubError(f"TensorRT does not know the shapes of {', '.join(missing)}: {said(self.log)}")
         found: dict[str, Tensor] = {}
         allocators: dict[str, Allocator] = {}
         for name in self.outputs:

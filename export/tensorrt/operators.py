@@ -1,4 +1,4 @@
-"""Which operators of a graph TensorRT does not take, before it is asked: its parser cannot be run without its libraries.
+"""Which operators of a graph TensorRT does not take, before it is asked: its parser needs its libraries.
 
 The table is operators.toml, with its source. It says what may be parsed, not how fast it is or how exact.
 """
@@ -158,14 +158,16 @@ def _inputs(
     for number, most in rule.get("below", {}).items():
         value = graph.value_of(given[int(number)]) if int(number) in given else np.zeros(1)
         if value is None or value.max(initial=0) >= most:
-            yield f"its input {number} must be a constant below {most}" + ("" if value is None else f", not {value.max()}")
+            yield f"its input {number} must be a constant below {most}" + (
+                "" if value is None else f", not {value.max()}"
+            )
     for number in rule.get("zeros", ()):
         if number in given and ((value := graph.value_of(given[number])) is None or value.any()):
             yield f"its input {number} must be zero"
     until = rule.get("static_until")
-    if until is not None and release < Version(until) and len(given) <= rule["static"]:
-        if shape is None or None in shape:
-            yield f"without axes it takes a fixed shape only, before TensorRT {until}"
+    early = until is not None and release < Version(until) and len(given) <= rule["static"]
+    if early and (shape is None or None in shape):
+        yield f"without axes it takes a fixed shape only, before TensorRT {until}"
 
 
 def _text(value: Any) -> Any:
