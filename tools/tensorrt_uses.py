@@ -164,6 +164,13 @@ class _Reader(ast.NodeVisitor):
         """Know a name by what it is given."""
         self._target(node.target, self.type_of(node.value))
 
+    def visit_ListComp(self, node: ast.ListComp) -> None:
+        """Read a comprehension in the order it runs: what its conditions bind is known in its element."""
+        for part in (*node.generators, node.elt):
+            self.visit(part)
+
+    visit_SetComp = visit_GeneratorExp = visit_ListComp  # noqa: N815
+
     def visit_Call(self, node: ast.Call) -> None:
         """Note a call."""
         self.type_of(node)
@@ -183,7 +190,10 @@ class _Reader(ast.NodeVisitor):
         if isinstance(node, ast.NamedExpr):
             self.visit_NamedExpr(node)
             return self.known.get(node.target.id, "")
-        self.generic_visit(node)
+        if isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp):
+            self.visit(node)
+        else:
+            self.generic_visit(node)
         return ""
 
     def _call(self, node: ast.Call) -> str:
