@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import contextlib
 import ctypes
+import importlib
+import importlib.machinery
 import json
 import sys
 import types
@@ -42,6 +44,11 @@ class Thing:
         members = self.double.api[self.name_in_api]
         self.double.call(self, self.name_in_api, "__init__", members.get("__init__", []), args, kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        if not str(self.double.api[self.name_in_api].get(name, "")).startswith("<->"):
+            raise AttributeError(f"{self.name_in_api} has no {name!r}")
+        return self.double.answer(self.name_in_api, name, self)  # nothing was set
+
     def __setattr__(self, name: str, value: Any) -> None:
         own = type(self) in self.double.classes.values()
         if own and name != "hidden":
@@ -74,6 +81,7 @@ class Double:
     def __post_init__(self) -> None:
         self.api = SNAPSHOT[self.release]["api"]
         self.module = types.ModuleType("tensorrt")
+        self.module.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)  # torch looks for it
         self.module.__version__ = SNAPSHOT[self.release]["release"]
         for name in sorted(self.api, key=lambda name: name.count(".")):
             if name != "module":
@@ -343,6 +351,33 @@ class Graph:
             call()
 
 
+class Cuda:
+    """What `module` uses of torch.cuda."""
+
+    Stream, CUDAGraph = Stream, Graph
+
+    def __init__(self, double: Double) -> None:
+        self.double, self.current = double, Stream()
+
+    def current_stream(self, device: Any) -> Stream:
+        return self.current
+
+    def stream(self, stream: Stream) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def graph(self, made: Graph, *, stream: Stream) -> Iterator[None]:
+        """What is enqueued inside is not done, but when the graph is replayed."""
+        contexts: list[Any] = []
+        with pytest.MonkeyPatch.context() as patch:
+            name = "IExecutionContext_execute_async_v3"
+            real = getattr(Emulation, name)
+            patch.setattr(Emulation, name, lambda double, context, handle: contexts.append(context) or True)
+            yield
+        assert contexts, "an empty graph"
+        made.work = [lambda context=context: real(self.double, context, stream.cuda_stream) for context in contexts]
+
+
 def machine(*, name: str = "Example GPU", capability: str = "9.0") -> Gpu:
     """A GPU that is the CPU."""
     return Gpu(
@@ -359,34 +394,7 @@ def installed(release: str) -> Iterator[Double]:
             patch.delitem(sys.modules, f"svd_hub.export.tensorrt.{part}", raising=False)
         patch.setitem(sys.modules, "tensorrt", double.module)
         patch.setattr("svd_hub.export.tensorrt.here.require_gpu", lambda what, **options: machine())
-        current = Stream()
-        patch.setattr(torch.cuda, "Stream", Stream)
-        patch.setattr(torch.cuda, "current_stream", lambda device=None: current)
-        patch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-        patch.setattr(torch.cuda, "CUDAGraph", Graph)
-        patch.setattr(torch.cuda, "graph", _capture(double))
+        patch.setattr(importlib.import_module("svd_hub.export.tensorrt.module"), "cuda", Cuda(double))
         yield double
     for part in INNER:
         sys.modules.pop(f"svd_hub.export.tensorrt.{part}", None)
-
-
-def _capture(double: Double) -> Any:
-    @contextlib.contextmanager
-    def graph(made: Graph, stream: Any = None) -> Iterator[None]:
-        before = len(double.calls)
-        contexts: list[Any] = []
-        real = Emulation.IExecutionContext_execute_async_v3
-
-        def record(inner: Double, context: Any, handle: int) -> bool:
-            contexts.append(context)
-            return True
-
-        Emulation.IExecutionContext_execute_async_v3 = staticmethod(record)  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            Emulation.IExecutionContext_execute_async_v3 = staticmethod(real)  # type: ignore[method-assign]
-        assert len(double.calls) > before
-        made.work = [lambda context=context: real(double, context, Stream.cuda_stream) for context in contexts]
-
-    return graph

@@ -8,6 +8,7 @@ object whose type does not follow is not seen: a test holds that all that runs a
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +63,15 @@ def problems(api: Api, found: Sequence[Use]) -> list[str]:
 
 
 def only(api: Api, found: Sequence[Use]) -> Api:
-    """Return the part of an API that is used."""
+    """Return the part of an API that is used, with the names of the classes that it speaks of."""
     part: Api = {}
     for use in found:
         members = part.setdefault(use.of, {})
         if use.name in api.get(use.of, {}):
             members[use.name] = api[use.of][use.name]
+            for name in re.findall(r"[A-Z][\w.]*\w", str(members[use.name])):
+                if name in api:
+                    part.setdefault(name, {})
     return part
 
 

@@ -7,7 +7,7 @@ import threading
 
 import tensorrt as trt
 import torch
-from torch import Tensor, nn
+from torch import Tensor, cuda, nn
 
 from ...errors import IntegrityError, OptionError, SvdHubError
 from .. import artifact
@@ -70,7 +70,7 @@ class TensorRTModule(nn.Module):
             raise SvdHubError(f"the engine in {folder} cannot be run: {said(self.log)}. Next: a GPU with more memory")
         self.types = {name: DTYPES[self.engine.get_tensor_dtype(name)] for name in self.outputs}
         self.provider = f"TensorRT {machine.tensorrt} on {machine.gpu.name}"
-        self._stream = torch.cuda.Stream(self.device)
+        self._stream = cuda.Stream(self.device)
         self._lock = threading.Lock()
         fixed = self.key.profile["smallest"] == self.key.profile["largest"]
         self._graph = self._captured() if (fixed if cuda_graph is None else cuda_graph) else None
@@ -107,7 +107,7 @@ class TensorRTModule(nn.Module):
     def _run(self, x: Tensor) -> dict[str, Tensor]:
         found, allocators = self._bound(x)
         # all memory is of the current stream: its blocks are given out again only to what waits for this run
-        current = torch.cuda.current_stream(self.device)
+        current = cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         self._enqueue()
         current.wait_stream(self._stream)
@@ -155,11 +155,11 @@ class TensorRTModule(nn.Module):
                 f"cuda_graph=True is not allowed: the size of {', '.join(allocators)} is only known in a run. Next: "
                 "cuda_graph=False"
             )
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        self._stream.wait_stream(cuda.current_stream(self.device))
         self._enqueue()  # what TensorRT does once, outside of the graph
         self._stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph, stream=self._stream):
             self._enqueue()
         return _Graph(graph, x, {name: found[name] for name in self.outputs})
 
@@ -167,14 +167,14 @@ class TensorRTModule(nn.Module):
 class _Graph:
     """A captured run: its input and outputs lie at fixed places."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, volume: Tensor, outputs: dict[str, Tensor]) -> None:
+    def __init__(self, graph: cuda.CUDAGraph, volume: Tensor, outputs: dict[str, Tensor]) -> None:
         self.graph, self.volume, self.outputs = graph, volume, outputs
 
-    def run(self, x: Tensor, stream: torch.cuda.Stream) -> dict[str, Tensor]:
+    def run(self, x: Tensor, stream: cuda.Stream) -> dict[str, Tensor]:
         """Return copies of the outputs: the next run writes over its own."""
-        current = torch.cuda.current_stream(x.device)
+        current = cuda.current_stream(x.device)
         stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        with cuda.stream(stream):
             self.volume.copy_(x)
             self.graph.replay()
         current.wait_stream(stream)
