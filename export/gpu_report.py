@@ -4,16 +4,16 @@
 >>> gpu_report("out", to="report.json")["passed"]  # or: svd-hub export gpu-report out --out report.json
 
 For each ONNX artifact: parity by ONNX Runtime's CUDA provider with what the network gives in eager fp32 on the CPU,
-which node ran where, and times beside eager on the same GPU. What could not be run says why, and the rest goes on.
+and which node ran where; an engine of TensorRT, where that is installed, with its parity; and the times of all beside
+eager on the same GPU. What could not be run says why, and the rest goes on.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,15 +26,14 @@ from ..errors import OptionError, SvdHubError
 from . import artifact, inputs
 from .artifact import Artifact
 from .gpu import require_gpu
+from .gpu_runtimes import Device, by_onnxruntime, by_tensorrt
 from .gpu_timing import Timed, alternate, bound, eager_ways, first_line
 from .network import Network
 from .run_onnx import Runner
-from .verifying import held, original
+from .verifying import original
 
 SCHEMA = 1
 ROUNDS = 30
-# Operators that hold the arithmetic of a network: one of these on the CPU, and the GPU was not what was measured.
-HEAVY = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "MatMul", "FusedMatMul", "RoiAlign", "InstanceNormalization")
 Say = Callable[[str], None]
 
 
@@ -45,28 +44,6 @@ class Timing:
     shapes: Sequence[Sequence[int]] | None = None
     rounds: int = ROUNDS
     compiled: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """Where the report is made.
-
-    Attributes:
-        torch: the device of torch.
-        provider: of ONNX Runtime, as `run_onnx.SHORT` has it.
-        exact: settings of that provider with which fp32 is fp32 (on GPUs since Ampere it is TF32 else).
-        facts: of the device, for the report.
-    """
-
-    torch: torch.device
-    provider: str
-    exact: Mapping[str, str] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    def wait(self) -> None:
-        """Return when the device has done what it was given."""
-        if self.torch.type == "cuda":
-            torch.cuda.synchronize(self.torch)
 
 
 def cuda_device() -> Device:
@@ -162,19 +139,30 @@ def _part(found: Artifact, model: Any, place: Device, timing: Timing, say: Say) 
     told = found.manifest
     artifact.check(found)
     network, why = original(found, model, {})
-    say("  parity by ONNX Runtime")
-    try:
-        runtime = by_onnxruntime(found, network, why, place)
-    except Exception as error:  # a report of what failed is a report; ONNX Runtime's errors share no base
-        runtime = {"error": first_line(error), "passed": False}
-    times = {}
-    for shape in _shapes(found, timing):
-        name = "x".join(map(str, shape))
-        say(f"  times at {name}")
-        volume = inputs.probe(shape, getattr(network.source, "preprocess", None) if network else None, seed=0)
-        times[name] = timed(found, network, place, volume, timing)
+    with tempfile.TemporaryDirectory() as name:
+        engine = Path(name) / "engine"
+        say("  ONNX Runtime")
+        runtime = _tried(lambda: by_onnxruntime(found, network, why, place))
+        say("  TensorRT")
+        built = _tried(lambda: by_tensorrt(found, network, engine))
+        times = {}
+        for shape in _shapes(found, timing):
+            name = "x".join(map(str, shape))
+            say(f"  times at {name}")
+            volume = inputs.probe(shape, getattr(network.source, "preprocess", None) if network else None, seed=0)
+            ways = ways_of(found, network, place, volume, timing) | engine_ways(engine, volume, place)
+            times[name] = alternate(ways, place.wait, timing.rounds, base="eager fp32")
     named = {key: told[key] for key in ("entry", "kind", "precision", "weights_sha256", "artifact_sha256")}
-    return {**named, "onnxruntime": runtime, "times": times, "passed": runtime["passed"]}
+    passed = runtime["passed"] and built["passed"]
+    return {**named, "onnxruntime": runtime, "tensorrt": built, "times": times, "passed": passed}
+
+
+def _tried(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a runtime gave, or its error: a report of what failed is a report."""
+    try:
+        return work()
+    except Exception as error:  # ONNX Runtime's errors share no base
+        return {"error": first_line(error), "passed": False}
 
 
 def _shapes(found: Artifact, timing: Timing) -> list[tuple[int, ...]]:
@@ -185,64 +173,10 @@ def _shapes(found: Artifact, timing: Timing) -> list[tuple[int, ...]]:
     return list(dict.fromkeys((1, channels, *sides) if len(sides) == 3 else tuple(sides) for sides in asked))
 
 
-# ---- ONNX Runtime ----------------------------------------------------------------------------------------------------
-
-
-def by_onnxruntime(found: Artifact, network: Network | None, why: str, place: Device) -> dict[str, Any]:
-    """Return parity by ONNX Runtime on the device, and where the nodes of the graph ran.
-
-    Raises:
-        SvdHubError: it cannot be run there.
-    """
-    run = Runner(found.folder, provider=place.provider, settings=place.exact, check=False)
-    checked = held(found, run, network, why=why)
-    reports = {"golden": checked.golden, "parity": checked.parity}
-    volume, _ = artifact.golden(found)
-    nodes = placed(found, place, volume)
-    astray = strayed(nodes, run.wanted)
-    return {
-        "provider": run.provider,
-        **{name: None if report is None else report.data() for name, report in reports.items()},
-        "note": checked.note,
-        "nodes": {provider: sum(counts.values()) for provider, counts in nodes.items()},
-        "strayed": astray,
-        "passed": checked.passed and not astray,
-    }
-
-
-def strayed(nodes: Mapping[str, Mapping[str, int]], wanted: str) -> dict[str, int]:
-    """Return the operators with a network's arithmetic that ran on another provider than the wanted one."""
-    others = (counts for provider, counts in nodes.items() if provider != wanted)
-    return {operator: count for counts in others for operator, count in counts.items() if operator in HEAVY}
-
-
-def placed(found: Artifact, place: Device, volume: np.ndarray) -> dict[str, dict[str, int]]:
-    """Return provider -> operator -> how many nodes ran there, as ONNX Runtime's own profile of a run says."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = Runner(
-            found.folder, provider=place.provider, settings=place.exact, check=False, profile=Path(folder, "p")
-        )
-        run(volume)
-        events = json.loads(Path(run.session.end_profiling()).read_text(encoding="utf-8"))
-    nodes: dict[str, tuple[str, str]] = {}
-    for event in events:
-        told = event.get("args", {})
-        if event.get("cat") == "Node" and told.get("provider") and event["name"].endswith("_kernel_time"):
-            nodes[event["name"]] = (told["provider"], told["op_name"])
-    counts: dict[str, dict[str, int]] = {}
-    for provider, operator in nodes.values():
-        row = counts.setdefault(provider, {})
-        row[operator] = row.get(operator, 0) + 1
-    return {provider: dict(sorted(row.items())) for provider, row in sorted(counts.items())}
-
-
-# ---- times -----------------------------------------------------------------------------------------------------------
-
-
-def timed(
+def ways_of(
     found: Artifact, network: Network | None, place: Device, volume: np.ndarray, timing: Timing
-) -> dict[str, Any]:
-    """Return the milliseconds of each way of running one volume, all taken in turn, and ratios to eager fp32."""
+) -> dict[str, Timed]:
+    """Return torch's own ways of running a volume, and those of ONNX Runtime."""
     there = torch.from_numpy(volume).to(place.torch)
     ways: dict[str, Timed] = {}
     if network is not None:
@@ -260,7 +194,19 @@ def timed(
         ways[name] = Timed(bound(run.session, there, found.outputs))
         if name == own:
             ways[f"{name}, from and to the host"] = Timed(partial(run, volume))
-    return alternate(ways, place.wait, timing.rounds, base="eager fp32")
+    return ways
+
+
+def engine_ways(folder: Path, volume: np.ndarray, place: Device) -> dict[str, Timed]:
+    """Return the ways of running a volume by an engine, where one was built."""
+    if not folder.exists():
+        return {}
+    from .tensorrt import TensorRTModule
+
+    run = TensorRTModule(folder)
+    there = torch.from_numpy(volume).to(place.torch)
+    name = f"tensorrt {run.key.precision}"
+    return {name: Timed(partial(run, there)), f"{name}, from the host": Timed(partial(run, torch.from_numpy(volume)))}
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:
@@ -280,9 +226,17 @@ def lines(report: Mapping[str, Any]) -> list[str]:
             )
             if runtime["strayed"]:
                 found.append(f"  not on the GPU: {runtime['strayed']}")
+        found.append(f"  TensorRT: {_engine_line(part['tensorrt'])}")
         for shape, ways in part["times"].items():
             found.append(f"  {shape}")
             for name, told in ways.items():
                 ratio = f"  {told['ratio']:.3f}" if "ratio" in told else ""
                 found.append(f"    {name:<40}" + (told.get("error") or f"{told['median_ms']:>10.3f} ms{ratio}"))
     return found
+
+
+def _engine_line(told: Mapping[str, Any]) -> str:
+    if "release" not in told:
+        return str(told.get("error") or told["note"])
+    worst = max(max(case["errors"].values()) for case in told["parity"]["cases"])
+    return f"{told['release']}, built and measured in {told['seconds_with_parity']} s, largest error {worst:.1e}"

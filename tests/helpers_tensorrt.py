@@ -70,12 +70,14 @@ class Double:
         calls: (class, member, arguments) of everything that was called or set.
         does: "Class.member" -> what a test wants it to do instead.
         lost: outputs whose shape only a run tells.
+        gpu: of the machine.
     """
 
     release: str
     calls: list[tuple[str, str, tuple[Any, ...]]] = field(default_factory=list)
     does: dict[str, Any] = field(default_factory=dict)
     lost: tuple[str, ...] = ()
+    gpu: Gpu = field(default_factory=lambda: machine())
     classes: dict[str, type] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -393,7 +395,7 @@ def installed(release: str) -> Iterator[Double]:
         for part in INNER:
             patch.delitem(sys.modules, f"svd_hub.export.tensorrt.{part}", raising=False)
         patch.setitem(sys.modules, "tensorrt", double.module)
-        patch.setattr("svd_hub.export.tensorrt.here.require_gpu", lambda what, **options: machine())
+        patch.setattr("svd_hub.export.tensorrt.here.require_gpu", lambda what, **options: double.gpu)
         patch.setattr(importlib.import_module("svd_hub.export.tensorrt.module"), "cuda", Cuda(double))
         yield double
     for part in INNER:

@@ -10,10 +10,13 @@ import onnx
 import pytest
 import torch
 from helpers_export import exportable, shape_of
+from helpers_tensorrt import installed
 
 from svd_hub.errors import OptionError, SvdHubError
 from svd_hub.export import artifact, export
-from svd_hub.export.gpu_report import Device, Timing, artifacts_of, cuda_device, gpu_report, lines, strayed
+from svd_hub.export.gpu import require_gpu
+from svd_hub.export.gpu_report import Timing, artifacts_of, cuda_device, gpu_report, lines
+from svd_hub.export.gpu_runtimes import Device, strayed
 from svd_hub.export.gpu_timing import Timed, alternate
 
 ON_CPU = Device(torch=torch.device("cpu"), provider="cpu", facts={"name": "a double"})
@@ -45,6 +48,7 @@ def test_what_a_report_says(made: Path, tmp_path: Path) -> None:
         assert len(runtime["parity"]["cases"]) >= 4
         assert runtime["golden"]["passed"]
         assert runtime["nodes"]["CPUExecutionProvider"] > 20
+        assert part["tensorrt"]["note"].startswith("not installed")
         (times,) = part["times"].values()
         assert times["eager fp32"]["ratio"] == 1
         assert {f"onnxruntime {part['precision']}", "eager bf16 channels_last_3d"} < set(times)
@@ -77,6 +81,27 @@ def test_other_numbers_fail(made: Path, tmp_path: Path) -> None:
     found = gpu_report(tmp_path / "bad", timing=QUICK, device=ON_CPU)
     assert not found["passed"]
     assert "FAILED" in "\n".join(lines(found))
+
+
+def test_an_engine_is_built_measured_and_timed(made: Path, tmp_path: Path) -> None:
+    with installed("11.4") as double:
+        found = gpu_report(made / "fp16", model=exportable("resnet3d"), timing=QUICK, device=ON_CPU)
+        (part,) = found["artifacts"]
+        told = part["tensorrt"]
+        assert found["passed"]
+        assert told["release"].startswith("11.4")
+        assert len(told["parity"]["cases"]) >= 4
+        (times,) = part["times"].values()
+        assert times["tensorrt fp16"]["median_ms"] > 0
+        assert times["tensorrt fp16, from the host"]["median_ms"] > 0
+        assert "TensorRT: 11.4" in "\n".join(lines(found))
+        double.does = {"Builder.build_serialized_network": lambda network, config: None}
+        found = gpu_report(made / "fp16", model=exportable("resnet3d"), timing=QUICK, device=ON_CPU)
+        (part,) = found["artifacts"]
+        assert not found["passed"]
+        assert part["onnxruntime"]["passed"]
+        assert "built no engine" in part["tensorrt"]["error"]
+        assert not any("tensorrt" in name for times in part["times"].values() for name in times)
 
 
 def test_a_provider_that_is_not_there_is_told_and_the_rest_goes_on(made: Path) -> None:
@@ -131,10 +156,13 @@ def test_the_first_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         name, major, minor, multi_processor_count, total_memory = "NVIDIA Example", 9, 0, 132, 10**9
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: Properties)
     found = cuda_device()
     assert (found.torch, found.provider, found.exact) == (torch.device("cuda", 0), "cuda", {"use_tf32": "0"})
     assert found.facts["compute_capability"] == "9.0"
+    with pytest.raises(SvdHubError, match="the test was asked for on CUDA device 3; there are 1, from 0 on"):
+        require_gpu("the test", index=3)
 
 
 def test_folders(made: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import helpers_tensorrt
 import pytest
 import torch
 from helpers_export import copied, exportable, follow_once
@@ -40,6 +41,17 @@ def only_new(monkeypatch: pytest.MonkeyPatch) -> Iterator[Double]:
     follow_once(monkeypatch, KIND)
     with installed("11.4") as double:
         yield double
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ONNX artifacts, from which an engine is built without a network: what most tests are about."""
+    folder = tmp_path_factory.mktemp("graphs")
+    with pytest.MonkeyPatch.context() as patch:
+        follow_once(patch, KIND)
+        for precision in ("fp32", "fp16"):
+            made(folder / precision, "onnx", precision=precision)
+    return folder
 
 
 def made(folder: Path, to: str = "tensorrt", **options: Any) -> artifact.Artifact:
@@ -74,8 +86,12 @@ def test_a_network_becomes_an_engine_that_computes_the_same(double: Double, tmp_
     assert verify(tmp_path / "e", model=exportable(KIND)).passed
 
 
-def test_all_that_ran_was_seen_by_the_walk(only_new: Double, tmp_path: Path) -> None:
-    made(tmp_path / "e", settings={"refit": "true", "version_compatible": True, "level": 2, "workspace": "1.5"})
+def test_all_that_ran_was_seen_by_the_walk(only_new: Double, graphs: Path, tmp_path: Path) -> None:
+    engine(
+        graphs / "fp32",
+        tmp_path / "e",
+        settings={"refit": "true", "version_compatible": True, "level": 2, "workspace": "1.5"},
+    )
     only_new.lost = ("logits",)
     assert verify(tmp_path / "e").passed
     engine(tmp_path / "e", tmp_path / "f", refit_from=tmp_path / "e")
@@ -84,9 +100,9 @@ def test_all_that_ran_was_seen_by_the_walk(only_new: Double, tmp_path: Path) -> 
     assert len(ran) > 40
 
 
-def test_settings_reach_the_builder(double: Double, tmp_path: Path) -> None:
+def test_settings_reach_the_builder(double: Double, graphs: Path, tmp_path: Path) -> None:
     asked = {"hardware": "ampere_plus", "version_compatible": "yes", "refit": True, "level": "5", "workspace": 0.5}
-    found = made(tmp_path / "e", settings=asked)
+    found = engine(graphs / "fp32", tmp_path / "e", settings=asked)
     trt = double.module
     assert double.named("IBuilderConfig.set_flag") == [
         (trt.BuilderFlag.VERSION_COMPATIBLE,), (trt.BuilderFlag.REFIT,),
@@ -125,30 +141,32 @@ def test_settings_of_a_format_that_has_none(tmp_path: Path) -> None:
         made(tmp_path / "o", "onnx", settings={"refit": True})
 
 
-def test_times_are_kept_and_given_to_the_next_build(only_new: Double, tmp_path: Path, home: Path) -> None:
-    made(tmp_path / "a")
+def test_times_are_kept_and_given_to_the_next_build(only_new: Double, graphs: Path, tmp_path: Path, home: Path) -> None:
+    engine(graphs / "fp32", tmp_path / "a")
     (kept,) = (home / "tensorrt").iterdir()
     assert kept.name == f"{SNAPSHOT['11.4']['release']}-example-gpu-sm90.timing"
     assert kept.read_bytes() == b"times"
     only_new.calls.clear()
-    made(tmp_path / "b")
+    engine(graphs / "fp32", tmp_path / "b")
     assert only_new.named("IBuilderConfig.create_timing_cache")[0] == (b"times",)
     kept.write_bytes(b"damaged")
     only_new.calls.clear()
-    made(tmp_path / "c")
+    engine(graphs / "fp32", tmp_path / "c")
     assert only_new.named("IBuilderConfig.create_timing_cache")[:2] == [(b"damaged",), (b"",)]
     only_new.calls.clear()
-    made(tmp_path / "d", settings={"timing_cache": "no"})
+    engine(graphs / "fp32", tmp_path / "d", settings={"timing_cache": "no"})
     assert only_new.named("IBuilderConfig.create_timing_cache") == []
 
 
-def test_a_timing_cache_that_cannot_be_written_costs_time_alone(only_new: Double, tmp_path: Path, home: Path) -> None:
+def test_a_timing_cache_that_cannot_be_written_costs_time_alone(
+    only_new: Double, graphs: Path, tmp_path: Path, home: Path
+) -> None:
     home.parent.mkdir(exist_ok=True)
     home.write_text("a file where the cache folder should be")
-    assert made(tmp_path / "e").manifest["parity"]["passed"]
+    assert engine(graphs / "fp32", tmp_path / "e").manifest["parity"]["passed"]
 
 
-def test_what_tensorrt_says_is_in_the_error(only_new: Double, tmp_path: Path) -> None:
+def test_what_tensorrt_says_is_in_the_error(only_new: Double, graphs: Path, tmp_path: Path) -> None:
     trt = only_new.module
     fault = only_new.new("ParserError")
     only_new.does = {
@@ -160,7 +178,7 @@ def test_what_tensorrt_says_is_in_the_error(only_new: Double, tmp_path: Path) ->
         "ParserError.desc": "no such kernel",
     }
     with pytest.raises(SvdHubError, match="TensorRT does not take the graph: Conv node_7: no such kernel"):
-        made(tmp_path / "e")
+        engine(graphs / "fp32", tmp_path / "e")
 
     def failing(network: Any, config: Any) -> None:
         log = only_new.named("Builder.__init__")[-1][0]
@@ -169,22 +187,30 @@ def test_what_tensorrt_says_is_in_the_error(only_new: Double, tmp_path: Path) ->
 
     only_new.does = {"Builder.build_serialized_network": failing}
     with pytest.raises(SvdHubError, match=r"built no engine: out of memory\. Next: a smaller --largest"):
-        made(tmp_path / "e")
+        engine(graphs / "fp32", tmp_path / "e")
     only_new.does = {"IBuilderConfig.add_optimization_profile": -1}
     with pytest.raises(SvdHubError, match="TensorRT refuses the shapes"):
-        made(tmp_path / "e")
+        engine(graphs / "fp32", tmp_path / "e")
     only_new.does = {"ITensor.name": "image"}
     with pytest.raises(SvdHubError, match=r"the graph's inputs are \['image'\]"):
-        made(tmp_path / "e")
+        engine(graphs / "fp32", tmp_path / "e")
     assert not (tmp_path / "e").exists()
     assert not any(path.name.startswith(".e") for path in tmp_path.iterdir())
 
 
-def test_another_result_leaves_nothing_behind(only_new: Double, tmp_path: Path) -> None:
-    only_new.does = {"IExecutionContext.execute_async_v3": lambda stream: True}  # outputs stay what the memory held
+def test_another_result_leaves_nothing_behind(
+    only_new: Double, graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = helpers_tensorrt._run
+    wrong = {"logits": lambda array: array * 1.001}
+    monkeypatch.setattr(
+        helpers_tensorrt, "_run", lambda *args: {name: wrong[name](array) for name, array in right(*args).items()}
+    )
     with pytest.raises(ParityError, match=r"tensorrt fp32 of ResNet3D differs by more"):
         made(tmp_path / "e")
-    assert not (tmp_path / "e").exists()
+    with pytest.raises(ParityError, match=r"the engine of ResNet3D differs by more"):
+        engine(graphs / "fp32", tmp_path / "e")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"], "the times alone are kept"
 
 
 def test_an_operator_that_tensorrt_does_not_take(
@@ -203,27 +229,26 @@ def test_an_operator_that_tensorrt_does_not_take(
 # ---- other machines --------------------------------------------------------------------------------------------------
 
 
-def test_from_an_onnx_artifact(double: Double, tmp_path: Path) -> None:
-    source = made(tmp_path / "o", "onnx", precision="fp16")
-    found = engine(tmp_path / "o", tmp_path / "e", model=exportable(KIND), settings={"refit": True})
+def test_from_an_onnx_artifact(double: Double, graphs: Path, tmp_path: Path) -> None:
+    source = artifact.read(graphs / "fp16")
+    found = engine(graphs / "fp16", tmp_path / "e", model=exportable(KIND), settings={"refit": True})
     assert found.manifest["parity"]["passed"]
     assert found.precision == "fp16"
-    assert (tmp_path / "e" / "model.onnx").read_bytes() == (tmp_path / "o" / "model.onnx").read_bytes()
+    assert (tmp_path / "e" / "model.onnx").read_bytes() == (graphs / "fp16" / "model.onnx").read_bytes()
     assert found.manifest["weights_sha256"] == source.manifest["weights_sha256"]
     with pytest.raises(OptionError, match="is there already"):
-        engine(tmp_path / "o", tmp_path / "e")
+        engine(graphs / "fp16", tmp_path / "e")
     made(tmp_path / "t", "torchscript")
     with pytest.raises(OptionError, match="is a torchscript; allowed: onnx, tensorrt"):
         engine(tmp_path / "t", tmp_path / "e", overwrite=True)
 
 
 def test_an_engine_of_another_machine_is_refused_and_built_again(
-    only_new: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    only_new: Double, graphs: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "e"
-    made(folder, settings={"level": 1})
-    other = machine(name="Another GPU", capability="8.0")
-    monkeypatch.setattr("svd_hub.export.tensorrt.here.require_gpu", lambda what, **options: other)
+    engine(graphs / "fp32", folder, settings={"level": 1})
+    only_new.gpu = machine(name="Another GPU", capability="8.0")
     only_new.calls.clear()
     with pytest.raises(SvdHubError) as caught:
         verify(folder)
@@ -242,8 +267,8 @@ def test_an_engine_of_another_machine_is_refused_and_built_again(
     assert verify(folder).passed
 
 
-def test_an_engine_of_another_release_is_refused(only_new: Double, tmp_path: Path) -> None:
-    made(tmp_path / "e")
+def test_an_engine_of_another_release_is_refused(only_new: Double, graphs: Path, tmp_path: Path) -> None:
+    engine(graphs / "fp32", tmp_path / "e")
     only_new.module.__version__ = "11.5.0.1"
     only_new.calls.clear()
     with pytest.raises(SvdHubError, match=r"built with TensorRT 11\.4\.0\.106, here is 11\.5\.0\.1"):
@@ -251,9 +276,9 @@ def test_an_engine_of_another_release_is_refused(only_new: Double, tmp_path: Pat
     assert only_new.calls == []
 
 
-def test_damage_is_found_before_tensorrt_reads(only_new: Double, tmp_path: Path) -> None:
+def test_damage_is_found_before_tensorrt_reads(only_new: Double, graphs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "e"
-    made(folder)
+    engine(graphs / "fp32", folder)
     only_new.calls.clear()
     shutil.copytree(folder, tmp_path / "plan")
     (tmp_path / "plan" / "model.plan").write_bytes(b"something else")
@@ -274,30 +299,29 @@ def test_damage_is_found_before_tensorrt_reads(only_new: Double, tmp_path: Path)
     assert rebuilt.manifest["parity"]["passed"]
 
 
-def test_a_plan_that_tensorrt_cannot_read(only_new: Double, tmp_path: Path) -> None:
-    made(tmp_path / "e")
+def test_a_plan_that_tensorrt_cannot_read(only_new: Double, graphs: Path, tmp_path: Path) -> None:
+    engine(graphs / "fp32", tmp_path / "e")
     only_new.does = {"Runtime.deserialize_cuda_engine": lambda plan: None}
     with pytest.raises(IntegrityError, match=r"TensorRT cannot read the engine .* Next: svd-hub export engine"):
         verify(tmp_path / "e")
 
 
-def test_other_weights_for_an_engine(only_new: Double, tmp_path: Path) -> None:
-    made(tmp_path / "e", settings={"refit": True})
-    made(tmp_path / "o", "onnx")
+def test_other_weights_for_an_engine(only_new: Double, graphs: Path, tmp_path: Path) -> None:
+    source = graphs / "fp32"
+    engine(source, tmp_path / "e", settings={"refit": True})
     only_new.calls.clear()
-    found = engine(tmp_path / "o", tmp_path / "new", refit_from=tmp_path / "e", model=exportable(KIND))
+    found = engine(source, tmp_path / "new", refit_from=tmp_path / "e", model=exportable(KIND))
     assert found.manifest["parity"]["passed"]
-    assert only_new.named("OnnxParserRefitter.refit_from_bytes") == [((tmp_path / "o" / "model.onnx").read_bytes(),)]
+    assert only_new.named("OnnxParserRefitter.refit_from_bytes") == [((source / "model.onnx").read_bytes(),)]
     assert only_new.named("Builder.build_serialized_network") == []
-    made(tmp_path / "fixed")
+    engine(source, tmp_path / "fixed")
     with pytest.raises(OptionError, match="cannot be refitted; allowed: engines built with --set refit"):
-        engine(tmp_path / "o", tmp_path / "no", refit_from=tmp_path / "fixed")
-    made(tmp_path / "half", "onnx", precision="fp16")
+        engine(source, tmp_path / "no", refit_from=tmp_path / "fixed")
     with pytest.raises(OptionError, match="cannot be refitted: its precision is fp32, wanted fp16"):
-        engine(tmp_path / "half", tmp_path / "no", refit_from=tmp_path / "e")
+        engine(graphs / "fp16", tmp_path / "no", refit_from=tmp_path / "e")
     only_new.does = {"Refitter.get_missing_weights": lambda: ["conv1"]}
     with pytest.raises(SvdHubError, match="the graph has no weights for conv1"):
-        engine(tmp_path / "o", tmp_path / "no", refit_from=tmp_path / "e")
+        engine(source, tmp_path / "no", refit_from=tmp_path / "e")
     assert not (tmp_path / "no").exists()
 
 
@@ -344,7 +368,7 @@ def test_without_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             made(tmp_path / "e")
 
 
-def test_a_stopped_build(only_new: Double, tmp_path: Path) -> None:
+def test_a_stopped_build(only_new: Double, graphs: Path, tmp_path: Path) -> None:
     """Ctrl-C during a build: TensorRT is told, and nothing is left behind."""
     import _thread
 
@@ -360,5 +384,5 @@ def test_a_stopped_build(only_new: Double, tmp_path: Path) -> None:
 
     only_new.does = {"Builder.build_serialized_network": slow}
     with pytest.raises(KeyboardInterrupt):
-        made(tmp_path / "e")
+        engine(graphs / "fp32", tmp_path / "e")
     assert list(tmp_path.iterdir()) == []
