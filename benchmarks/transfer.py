@@ -58,7 +58,9 @@ STUDIES = {
         (1e-3, 3e-3),
         "val/dice_pooled",
     ),
-    "hippocampus": Study("hippocampus_unet3d", {"run.epochs": 4}, (1e-3, 3e-3), "val/dice", ("scratch", "ours", "shuffled")),
+    "hippocampus": Study(
+        "hippocampus_unet3d", {"run.epochs": 4}, (1e-3, 3e-3), "val/dice", ("scratch", "ours", "shuffled")
+    ),
 }
 
 

@@ -23,8 +23,8 @@ from .. import checkpoint
 from ..errors import SvdHubError
 from . import console
 from . import recipe as recipes
-from .scores import CaseScores
 from .saving import Saver, WholeFiles, stop_signals, write_text
+from .scores import CaseScores
 from .seeding import StepSeed
 
 Report = Callable[[str], None]
