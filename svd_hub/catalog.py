@@ -206,9 +206,9 @@ def _licence(key: str, ours: Mapping[str, Any], over: Mapping[str, Any]) -> Lice
     return made
 
 
-def all_entries() -> dict[str, Entry]:
-    """Return every entry by name, the overlay of `SVD_HUB_CATALOG` included."""
-    return dict(_read(os.environ.get("SVD_HUB_CATALOG", ""))[0])
+def all_entries(overlay: Path | None = None) -> dict[str, Entry]:
+    """Return every entry by name, those of an overlay included: `overlay`, or None = that of `SVD_HUB_CATALOG`."""
+    return dict(_read(os.environ.get("SVD_HUB_CATALOG", "") if overlay is None else str(overlay))[0])
 
 
 def all_licences() -> dict[str, Licence]:
