@@ -79,9 +79,7 @@ def publish(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     name: Annotated[str, typer.Argument(help="The entry's name.")],
     to: Annotated[Path | None, typer.Option(help="A folder: a mirror that SVD_HUB_MIRROR serves.")] = None,
-    repo: Annotated[
-        str | None, typer.Option(help="Or a repository of the Hugging Face Hub, ORG/NAME.")
-    ] = None,
+    repo: Annotated[str | None, typer.Option(help="Or a repository of the Hugging Face Hub, ORG/NAME.")] = None,
     private: Annotated[bool, typer.Option(help="A new repository is seen by its owners alone.")] = False,
     dtype: Annotated[str, typer.Option(help="fp16 or fp32, of the weights on the disk.")] = "fp16",
     metric: Annotated[list[str] | None, typer.Option(help="Of the log; repeat. Default all of evaluation.")] = None,

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...catalog import NOT_STATED, Entry
 from .entry import Facts
+from .terms import data_before
 
 PIPELINES = {
     "classification": "image-classification",
@@ -123,7 +124,7 @@ def _limits(entry: Entry, facts: Facts, remarks: Sequence[str]) -> str:
     run = facts.run
     lines = [f"- {note}" for note in facts.told.notes]
     lines += [
-        f"- Measured once, with seed {run.recipe.settings.seed}, on the split below, at the last epoch "
+        f"- Measured once, with seed {run.recipe.settings.seed}, on the split above, at the last epoch "
         f"({run.recipe.settings.epochs} in all): nothing here says how other seeds, scanners or hospitals come out.",
         "- The numbers are the log's, of the network in its training precision; `svd-hub evaluate` measures the file.",
     ]
@@ -135,7 +136,7 @@ def _limits(entry: Entry, facts: Facts, remarks: Sequence[str]) -> str:
 
 def _data(facts: Facts) -> str:
     data, run = facts.data, facts.run
-    before = str(run.record.get("trained_on", ""))
+    before, first = str(run.record.get("trained_on", "")), data_before(run)
     lines = [
         "## Data",
         "",
@@ -144,6 +145,7 @@ def _data(facts: Facts) -> str:
         *([f"- where: {data.url}"] if data.url else []),
         f"- evaluated on: {run.split}",
         f"- started from: {run.init}{f' (trained on {before})' if before else ''}",
+        *([f"- licence of the data before: {first.name}: {first.licence}"] if first else []),
         "- fingerprint, by which a resumed or repeated run knows them again:",
         "",
         _fenced("json", json.dumps(run.facts.get("data", {}), indent=1)),

@@ -59,7 +59,7 @@ class Finished:
     def split(self) -> str:
         """What the metrics of the log are of, in words: "val", and the settings that choose its cases."""
         given = self.settings["data"].get("init_args") or {}
-        chosen = [f"{key}={_short(value)}" for key, value in given.items() if key.startswith(SPLITS[1:]) and value]
+        chosen = [f"{k}={_short(v)}" for k, v in given.items() if k.startswith("val") and v not in ("val", None)]
         return ", ".join(["val", *chosen])
 
     @property
@@ -95,7 +95,7 @@ def read_finished(run: Path) -> Finished:
     return Finished(
         folder=run,
         recipe=recipe,
-        settings=_public(recipe),
+        settings=public(recipe),
         record=record,
         tensors=read.tensors,
         log=log,
@@ -115,6 +115,7 @@ def metrics_of(run: Finished, asked: Sequence[str] = ()) -> dict[str, float]:
         SvdHubError: a metric is not in the log, or is no finite number.
     """
     measured = {key: value for key, value in run.row.items() if key.startswith(("val/", "test/"))}
+    telling = [key for key in measured if not key.endswith("/loss")]  # that says nothing to others
     wanted = [name if "/" in name else f"val/{name}" for name in asked]
     expected = [tier["metric"] for tier in run.recipe.expected.values() if isinstance(tier, dict) and "metric" in tier]
     who = "--metric" if asked else f"the recipe {run.recipe.name} expects"
@@ -125,12 +126,12 @@ def metrics_of(run: Finished, asked: Sequence[str] = ()) -> dict[str, float]:
                 f"{', '.join(measured) or 'no metric of evaluation'}; nearest: {nearest(name, measured)}. Next: "
                 f"{'--metric with one of these' if measured else 'a recipe whose data have an evaluation split'}"
             )
-    if not measured:
+    if not wanted and not telling:
         raise SvdHubError(
             f"the log of {run.folder} has no metric of evaluation: nothing says what these weights are worth. Next: a "
             "recipe whose data have an evaluation split"
         )
-    found = {name: float(measured[name]) for name in wanted or measured}
+    found = {name: float(measured[name]) for name in wanted or telling}
     if wrong := [name for name, value in found.items() if not math.isfinite(value)]:
         raise SvdHubError(
             f"{', '.join(wrong)} of the last epoch of {run.folder} is no finite number. Next: --metric with others, or "
@@ -160,7 +161,7 @@ def _facts(file: Path, run: Path) -> dict[str, Any]:
         ) from error
 
 
-def _public(recipe: recipes.Recipe) -> dict[str, Any]:
+def public(recipe: recipes.Recipe) -> dict[str, Any]:
     """Return the settings of a recipe without the paths of one machine and the names of its cases.
 
     The data's folder is empty; of any other path the last part stays, and a network that another run made

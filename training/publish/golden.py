@@ -82,7 +82,7 @@ def output_of(model: Any, x: Tensor) -> Outputs:
     elif isinstance(found, list) and hasattr(found[0], "boxes"):
         boxes = found[0]
         made = {key: getattr(boxes, key) for key in ("boxes", "scores", "labels")}
-        says = len(boxes.scores) > 0
+        says = len(boxes.scores) > 0 and float(boxes.scores.max()) > 0
     else:
         raise SvdHubError(f"a network that returns {type(found).__name__} has no golden output; allowed: maps, boxes")
     finite = all(bool(tensor.isfinite().all()) for tensor in made.values())
@@ -99,8 +99,9 @@ def moved(found: Mapping[str, Tensor], golden: Mapping[str, Tensor]) -> float:
     """Return how far an output is from the golden one, 0 = equal.
 
     Of maps, the largest difference over the largest golden value. Of boxes, for each golden one the nearest that was
-    found of its label: one less IoU, or the difference in score, whichever is larger; the largest of these. The order
-    of boxes says nothing, and one that was found besides counts for nothing: scores that nearly agree may swap.
+    found of its label: one less IoU, or the difference in score over the highest golden score, whichever is larger; the
+    largest of these. The order of boxes says nothing, and one that was found besides counts for nothing: scores that
+    nearly agree may swap.
 
     Raises:
         SvdHubError: they are of different kinds or shapes.
@@ -114,7 +115,8 @@ def moved(found: Mapping[str, Tensor], golden: Mapping[str, Tensor]) -> float:
     if not len(found["boxes"]):
         return 1.0
     apart = 1 - iou_matrix(golden["boxes"].float(), found["boxes"].float())
-    apart = apart.maximum((golden["scores"].float()[:, None] - found["scores"].float()).abs())
+    scores, highest = golden["scores"].float(), float(golden["scores"].max())
+    apart = apart.maximum((scores[:, None] - found["scores"].float()).abs() / highest)
     same = golden["labels"][:, None] == found["labels"]
     return float(apart.where(same, torch.ones(())).amin(1).max())
 

@@ -11,7 +11,7 @@ from ... import checkpoint
 from ...catalog import Entry
 from ...files import sha256_of
 from ..saving import write_text
-from . import card, entry, folder, golden, weights
+from . import against, card, entry, folder, golden, weights
 from .entry import Facts
 
 RECIPE, README = "recipe.yaml", "README.md"
@@ -36,6 +36,7 @@ class Release:
         files: what was written.
         far: how far half precision moves the golden output; 0 of a release in single precision.
         notes: what is to be said of it.
+        data_known: are the data and their terms stated?
         card: its model card.
     """
 
@@ -44,6 +45,7 @@ class Release:
     files: tuple[File, ...]
     far: float
     notes: tuple[str, ...]
+    data_known: bool
     card: str
 
 
@@ -82,8 +84,8 @@ class Draft:
         output = golden.output_of(golden.network_of(record["architecture"], record["options"], tensors), x)
         golden.write(self.part, facts.name, x, output)
         golden.check(self.part, facts.name)
-        self.far, remark = weights.lost(run, dtype, x, output)
-        self.remarks = (remark,) if remark else ()
+        self.far, lost = weights.lost(run, dtype, x, output)
+        self.remarks = (*against.remarks(run), *filter(None, [lost]))
         write_text(self.part / f"{facts.name}.log.jsonl", run.log)
         write_text(self.part / RECIPE, run.recipe_text)
         return tuple(sorted(path.name for path in self.part.iterdir()))
@@ -113,7 +115,13 @@ class Draft:
         write_text(self.part / folder.SUMS, folder.sums(self.part))
         files = [File(name=path.name, sha256=sha256_of(path), size=path.stat().st_size) for path in self._paths()]
         return Release(
-            entry=made, text=text, files=tuple(files), far=self.far, notes=(*self.remarks, *self.code), card=page
+            entry=made,
+            text=text,
+            files=tuple(files),
+            far=self.far,
+            notes=(*self.remarks, *self.code),
+            data_known=facts.data.stated,
+            card=page,
         )
 
     def _paths(self) -> list[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ...catalog import NOT_STATED
 from .folder import ENTRY
 from .release import Release
 
@@ -20,11 +21,19 @@ def lines(made: Release, *, to: Path | None, repo: str | None, dry_run: bool) ->
         yield f"  {file.name:<{width}}  {file.size:>12,} bytes  sha256 {file.sha256}"
     for metric in entry.metrics:
         yield f"  {metric.name} {metric.value:g} on {metric.dataset}, {metric.split}"
-    for note in made.notes:
+    for note in (*made.notes, *_unsaid(made)):
         yield f"  {note}"
     if dry_run:
         yield from ("", made.card.rstrip(), "")
     yield f"Next: {_next(made, to=to, repo=repo, dry_run=dry_run)}"
+
+
+def _unsaid(made: Release) -> Iterator[str]:
+    """Yield what the publisher alone can say, and did not."""
+    if made.entry.licence == NOT_STATED:
+        yield "no licence is stated, so nobody may pass it on: --licence NAME, where you may give one"
+    if not made.data_known:
+        yield "what it was trained on, and under which terms, is not stated: --dataset TEXT --data-licence TEXT"
 
 
 def _next(made: Release, *, to: Path | None, repo: str | None, dry_run: bool) -> str:

@@ -7,7 +7,7 @@ import tomllib
 from dataclasses import dataclass, replace
 from importlib import resources
 
-from ...catalog import NOT_STATED, all_licences
+from ...catalog import NOT_STATED, all_entries, all_licences
 from ...errors import OptionError
 from .finished import Finished
 
@@ -35,26 +35,43 @@ class Told:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What a run was trained on; `licence` "not stated" where nobody said."""
+    """What a run was trained on; `licence` "not stated" where nobody said, `stated`: did anybody say what it is?"""
 
     name: str
     licence: str = NOT_STATED
     url: str = ""
     citation: str = ""
+    stated: bool = True
 
 
 def data_of(run: Finished, told: Told) -> Data:
     """Return what a run was trained on: what the publisher says, over what is known of the shipped recipes' data."""
-    text = resources.files(__package__).joinpath("data.toml").read_text(encoding="utf-8")
-    key = f"{run.data_class}:{run.recipe.name}"
-    rows = tomllib.loads(text)["data"]
-    known = next((row for row in rows if any(fnmatch.fnmatchcase(key, one) for one in row["match"])), None)
-    if known is None or told.dataset is not None:  # other data have other terms
-        found = Data(name=told.dataset or f"data of the publisher's own, read by {run.data_class}")
-    else:
-        found = Data(**{name: value for name, value in known.items() if name != "match"})
+    found = next((data for match, data in _known() if any(_fits(run, pattern) for pattern in match)), None)
+    if found is None or told.dataset is not None:  # other data have other terms
+        name = told.dataset or f"data of the publisher's own, read by {run.data_class}"
+        found = Data(name=name, stated=told.dataset is not None and told.data_licence is not None)
     given = {"licence": told.data_licence, "citation": told.citation}
     return replace(found, **{name: value for name, value in given.items() if value is not None})
+
+
+def data_before(run: Finished) -> Data | None:
+    """Return what the weights that a run began with were trained on, None where no shipped recipe says it."""
+    entry = all_entries().get(run.init)
+    recipe = entry.recipe if entry else ""
+    for match, data in _known() if recipe else ():
+        patterns = [pattern.partition(":")[2] for pattern in match]
+        if any(pattern != "*" and fnmatch.fnmatchcase(recipe, pattern) for pattern in patterns):
+            return data
+    return None
+
+
+def _known() -> list[tuple[list[str], Data]]:
+    text = resources.files(__package__).joinpath("data.toml").read_text(encoding="utf-8")
+    return [(row.pop("match"), Data(**row)) for row in tomllib.loads(text)["data"]]
+
+
+def _fits(run: Finished, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(f"{run.data_class}:{run.recipe.name}", pattern)
 
 
 @dataclass(frozen=True, kw_only=True)
