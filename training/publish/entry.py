@@ -13,6 +13,7 @@ from ...adapt import plain
 from ...catalog import NOT_STATED, Entry, all_entries
 from ...errors import OptionError
 from ...inference import Inference
+from ...models import default_options
 from ...preprocess import Preprocess
 from ...skeleton import shapes, skeleton
 from .finished import Finished
@@ -119,26 +120,30 @@ def read_back(file: Path, facts: Facts) -> Entry:
     Raises:
         OptionError: the name waits in the catalogue for another network than this one.
     """
-    entry = all_entries(file)[facts.name]
-    record = facts.run.record
+    entry, record = all_entries(file)[facts.name], facts.run.record
+    found = {"options": plain(dict(entry.options)), "preprocess": entry.preprocess, "task": entry.task}
     wanted = {
-        "architecture": record["architecture"],
-        "task": record["task"],
         "options": without_none(plain(dict(record["options"]))),
         "preprocess": Preprocess(**record["preprocess"]),
+        "task": record["task"],
     }
-    found = {
-        "architecture": entry.architecture,
-        "task": entry.task,
-        "options": plain(dict(entry.options)),
-        "preprocess": entry.preprocess,
-    }
-    if other := [key for key in wanted if wanted[key] != found[key]]:
+    other = [key for key in wanted if wanted[key] != found[key]]
+    if (plan := all_entries().get(facts.name)) is not None and not _is_planned(plan, record):
+        other = ["architecture or options", *other]
+    if other:
         raise OptionError(
             f"the catalogue plans {facts.name!r} as another network: {', '.join(other)} differ from the run's. Next: "
             "another name"
         )
     return entry
+
+
+def _is_planned(plan: Entry, record: Mapping[str, Any]) -> bool:
+    """Tell whether a run trained the network that the catalogue has a name for."""
+    if plan.architecture != record["architecture"] or plan.task != record["task"]:
+        return False
+    here = {**default_options(plan.architecture), **record["options"]}
+    return all(plain(here.get(key)) == plain(value) for key, value in plan.options.items())
 
 
 def without_none(value: Any) -> Any:

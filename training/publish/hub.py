@@ -36,7 +36,7 @@ def check(place: Place, terms: Terms) -> None:
         DownloadError: no socket may be opened.
     """
     if not re.fullmatch(REPO, place.repo) or ".." in place.repo or "--" in place.repo:
-        raise OptionError(f"--repo {place.repo!r} is not allowed; allowed: ORGANISATION/NAME, as the Hub has it")
+        raise OptionError(f"--repo {place.repo!r} is not allowed. Next: ORGANISATION/NAME, as the Hub has it")
     if not terms.rehost and not place.private:
         stated = terms.licence != NOT_STATED
         why = f"{terms.licence} forbids it" if stated else "no licence is stated"
@@ -83,6 +83,8 @@ def upload(part: Path, name: str, place: Place, weights: Sequence[str], finish: 
     try:
         with without_retry_lines():
             api.create_repo(repo, private=place.private or None, exist_ok=True)
+            if place.private and not api.repo_info(repo).private:
+                raise OptionError(f"{repo} is there, and open to everybody. Next: --private with another --repo")
             known = _known(api, repo, part / f"{name}.safetensors")
             revision = _commit(api, repo, part, weights, f"Weights of {name}")
             _commit(api, repo, part, finish(revision, known), f"Card and entry of {name}")

@@ -53,9 +53,9 @@ def publish_run(
     """
     check_choice("dtype", dtype, DTYPES)
     if (to is None) == (repo is None):
-        raise OptionError("a release goes to one place; allowed: --to FOLDER, or --repo ORGANISATION/NAME")
+        raise OptionError("a release goes to one place. Next: --to FOLDER, or --repo ORGANISATION/NAME")
     if private and repo is None:
-        raise OptionError("--private is for a repository of the Hub; allowed: with --repo")
+        raise OptionError("--private is for a repository of the Hub. Next: leave it out, or --repo ORGANISATION/NAME")
     entry.check_name(name)
     told, finished = told or Told(), read_finished(run)
     facts = entry.Facts(
