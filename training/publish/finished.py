@@ -174,10 +174,12 @@ def public(recipe: recipes.Recipe) -> dict[str, Any]:
             table = table.get(key) or {}
         if table.get(last):
             table[last] = None if last == "folder" else _run_name(str(table[last]))
-    given, shipped = made["data"].get("init_args") or {}, _shipped_data(recipe.name)
-    for key, value in given.items():
-        if _names_cases(key, value) and value != shipped.get(key):
-            given[key] = f"{len(value)} cases"
+    given = made["data"].get("init_args") or {}
+    naming = [key for key, value in given.items() if _names_cases(key, value)]
+    shipped = _shipped_data(recipe.name) if naming else {}
+    for key in naming:
+        if given[key] != shipped.get(key):
+            given[key] = f"{len(given[key])} cases"
     cleaned: dict[str, Any] = _cleaned(made)
     return cleaned
 
@@ -185,8 +187,9 @@ def public(recipe: recipes.Recipe) -> dict[str, Any]:
 def _shipped_data(name: str) -> dict[str, Any]:
     """Return the arguments of the data of a shipped recipe, {} where there is none of this name."""
     try:
-        return dict(yaml.safe_load(recipes.recipe_path(name).read_text())["data"]["init_args"])
-    except (SvdHubError, OSError, KeyError, TypeError):
+        shipped = recipes.read(str(recipes.recipe_path(name)))
+        return dict(yaml.safe_load(shipped.text)["data"]["init_args"])
+    except (SvdHubError, KeyError, TypeError):
         return {}
 
 

@@ -90,9 +90,10 @@ def terms_of(run: Finished, told: Told) -> Terms:
         OptionError: a licence was asked for that these do not allow.
     """
     start = run.record.get("licence")  # there only where the run began with weights
-    asked = told.licence
-    known = all_licences().get(str(start))
-    bound = start == NOT_STATED or (known is not None and known.consent)
+    asked, known = told.licence, all_licences().get(str(start))
+    # a publisher's earlier run from scratch is his own: nobody said what it is trained on, and he did not yet
+    others = run.init in all_entries() or bool(run.record.get("trained_on"))
+    bound = (start == NOT_STATED and others) or (known is not None and known.consent)
     if bound and asked not in (None, start):
         why = "have no licence that was stated" if start == NOT_STATED else f"are under {start}"
         raise OptionError(
