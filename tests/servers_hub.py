@@ -52,15 +52,23 @@ def git_oid(body: bytes) -> str:
 class Hub(servers.Server):
     """The server; `failing` has statuses by a part of a path: what such requests are answered with, once each."""
 
-    token = TOKEN
-
     def __init__(self) -> None:
         super().__init__()
+        self.RequestHandlerClass = HubHandler
+        self.empty()
+
+    def empty(self) -> None:
+        """Forget everything."""
+        self.token, self.uploads = TOKEN, 0
+        self.seen = []
         self.repos: dict[str, Repo] = {}
         self.blobs: dict[str, bytes] = {}
-        self.uploads = 0
         self.failing: list[tuple[str, int]] = []
-        self.RequestHandlerClass = HubHandler
+
+    def add_repo(self, name: str, files: dict[str, bytes]) -> None:
+        """Let a public repository be there, with a commit of somebody's where it has files."""
+        commits = [("a" * 40, "somebody's", files)] if files else []
+        self.repos[name] = Repo(commits=commits, large=set(files))
 
 
 class HubHandler(servers.Handler):
@@ -81,6 +89,8 @@ class HubHandler(servers.Handler):
                 self.server.failing.remove(failure)
                 return self._json({"error": "no"}, failure[1])
         path = unquote(self.path.split("?")[0])
+        if (asked := re.match(rf"/api/models/{REPO}", path)) and asked[1] not in self.server.repos:
+            return self.send(404, {"Content-Length": "0", "X-Error-Code": "RepoNotFound"})
         for method, pattern, answer in ROUTES:
             if self.command in method and (found := re.fullmatch(pattern, path)):
                 if method == ("POST",) and headers.get("authorization") != f"Bearer {self.server.token}":

@@ -6,8 +6,12 @@ commit. A kill between the two leaves a repository without a card, and the same 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +85,7 @@ def upload(part: Path, name: str, place: Place, weights: Sequence[str], finish: 
 
     api, repo = HfApi(library_name="svd_hub"), place.repo
     try:
-        with without_retry_lines():
+        with without_retry_lines(), _bars_where_somebody_looks():
             api.create_repo(repo, private=place.private or None, exist_ok=True)
             if place.private and not api.repo_info(repo).private:
                 raise OptionError(f"{repo} is there, and open to everybody. Next: --private with another --repo")
@@ -95,6 +99,21 @@ def upload(part: Path, name: str, place: Place, weights: Sequence[str], finish: 
     return revision
 
 
+@contextlib.contextmanager
+def _bars_where_somebody_looks() -> Iterator[None]:
+    """Keep the library's progress bars of an upload out of logs; what somebody chose stays."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if sys.stderr.isatty() or are_progress_bars_disabled() or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
 def _known(api: Any, repo: str, file: Path) -> str:
     """Return the entries that a repository has already, as text.
 
@@ -104,7 +123,8 @@ def _known(api: Any, repo: str, file: Path) -> str:
     found = {one.path: one for one in api.get_paths_info(repo, [file.name, ENTRY])}
     text = ""
     if ENTRY in found:
-        text = Path(api.hf_hub_download(repo, ENTRY, local_dir=file.parent / "known")).read_text(encoding="utf-8")
+        with tempfile.TemporaryDirectory() as room:
+            text = Path(api.hf_hub_download(repo, ENTRY, local_dir=room)).read_text(encoding="utf-8")
     here = getattr(getattr(found.get(file.name), "lfs", None), "sha256", "")
     if header("entry", file.stem) in text.splitlines() or (file.name in found and here != sha256_of(file)):
         raise OptionError(
