@@ -191,6 +191,16 @@ def test_cases_that_only_the_publisher_names_are_counted() -> None:
     assert (mine.settings["data"]["init_args"]["train_cases"], mine.split) == ("1 cases", "val, val_cases=1 cases")
 
 
+def test_what_the_run_recorded_of_data_and_machine_is_sifted() -> None:
+    facts = {
+        "data": {"sha256": "ab", "train": [SECRET], "val": [SECRET, SECRET], "classes": ["x"], "train_folds": [0]},
+        "machine": {"processor": "x86_64", "threads": 1, "name": SECRET},
+    }
+    run = dataclasses.replace(run_of(recipes.read("hippocampus_unet3d")), facts=facts)
+    assert run.data == {"sha256": "ab", "train": "1 cases", "val": "2 cases", "classes": ["x"], "train_folds": [0]}
+    assert run.machine == {"processor": "x86_64", "threads": 1}
+
+
 def test_paths_of_a_machine_are_shortened() -> None:
     recipe = recipes.read("resnet3d18w16_lidc")
     for given in ("/home/me/x.yaml", "C:\\Users\\me\\x.yaml", "~/me/x.yaml"):

@@ -34,8 +34,8 @@ def _settings(run: Finished) -> Iterator[str]:
 
 
 def _outcome(run: Finished) -> Iterator[str]:
-    tier = next((found for name in TIERS if (found := run.recipe.expected.get(name))), {})
-    found, centre = run.row.get(tier.get("metric")), tier.get("centre")
+    tier: dict[str, Any] = next((held for name in TIERS if (held := run.recipe.expected.get(name))), {})
+    found, centre = run.row.get(str(tier.get("metric"))), tier.get("centre")
     if found is None or centre is None:
         return
     tolerance = tier.get("tolerance", 0.0)

@@ -148,7 +148,7 @@ def _data(facts: Facts) -> str:
         *([f"- licence of the data before: {first.name}: {first.licence}"] if first else []),
         "- fingerprint, by which a resumed or repeated run knows them again:",
         "",
-        _fenced("json", json.dumps(run.facts.get("data", {}), indent=1)),
+        _fenced("json", json.dumps(run.data, indent=1)),
     ]
     return "\n".join(lines)
 
@@ -156,7 +156,6 @@ def _data(facts: Facts) -> str:
 def _made(facts: Facts, code: Sequence[str]) -> str:
     run = facts.run
     versions: Mapping[str, str] = run.facts.get("versions", {})
-    machine: Mapping[str, Any] = run.facts.get("machine", {})
     lines = [
         "## How it was made",
         "",
@@ -166,7 +165,7 @@ def _made(facts: Facts, code: Sequence[str]) -> str:
         "",
         *(f"- {line}" for line in code),
         *([f"- versions: {', '.join(f'{name} {number}' for name, number in versions.items())}"] if versions else []),
-        *([f"- machine: {', '.join(f'{name} {fact}' for name, fact in machine.items())}"] if machine else []),
+        *([f"- machine: {', '.join(f'{name} {fact}' for name, fact in run.machine.items())}"] if run.machine else []),
     ]
     return "\n".join(lines).rstrip()
 

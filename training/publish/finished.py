@@ -18,6 +18,7 @@ from .. import recipe as recipes
 
 INIT = ("task", "init_args", "network", "init")
 FOLDER = ("data", "init_args", "folder")
+MACHINE = ("processor", "accelerator", "device", "devices", "threads")
 SPLITS = ("train", "val", "test")  # beginnings of the arguments of a data module that choose cases
 
 
@@ -61,6 +62,18 @@ class Finished:
         given = self.settings["data"].get("init_args") or {}
         chosen = [f"{k}={_short(v)}" for k, v in given.items() if k.startswith("val") and v not in ("val", None)]
         return ", ".join(["val", *chosen])
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What identifies the data; cases that are listed by name are counted."""
+        told = self.facts.get("data") or {}
+        return {key: f"{len(value)} cases" if _names_cases(key, value) else value for key, value in told.items()}
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What it was trained on, as far as it says nothing of whose it is."""
+        told = self.facts.get("machine") or {}
+        return {key: told[key] for key in MACHINE if key in told}
 
     @property
     def recipe_text(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def _next(made: Release, *, to: Path | None, repo: str | None, dry_run: bool) ->
     if kind == "bundled":
         return "append what follows to svd_hub/catalog.toml"
     if kind == "mirror":
-        return f"SVD_HUB_CATALOG={to}/{ENTRY} SVD_HUB_MIRROR={to} svd-hub info {name}"
+        catalog, mirror = (shlex.quote(str(path)) for path in (f"{to}/{ENTRY}", to))
+        return f"SVD_HUB_CATALOG={catalog} SVD_HUB_MIRROR={mirror} svd-hub info {name}"
     return f"save what follows as {ENTRY} (it is in {repo}, too), then SVD_HUB_CATALOG={ENTRY} svd-hub info {name}"
 
 

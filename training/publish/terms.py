@@ -50,8 +50,9 @@ def data_of(run: Finished, told: Told) -> Data:
     if found is None or told.dataset is not None:  # other data have other terms
         name = told.dataset or f"data of the publisher's own, read by {run.data_class}"
         found = Data(name=name, stated=told.dataset is not None and told.data_licence is not None)
-    given = {"licence": told.data_licence, "citation": told.citation}
-    return replace(found, **{name: value for name, value in given.items() if value is not None})
+    if told.data_licence is not None:
+        found = replace(found, licence=told.data_licence)
+    return found if told.citation is None else replace(found, citation=told.citation)
 
 
 def data_before(run: Finished) -> Data | None:
