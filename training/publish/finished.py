@@ -67,7 +67,8 @@ class Finished:
     def data(self) -> dict[str, Any]:
         """What identifies the data; cases that are listed by name are counted."""
         told = self.facts.get("data") or {}
-        return {key: f"{len(value)} cases" if _names_cases(key, value) else value for key, value in told.items()}
+        named = [key for key, value in told.items() if key.startswith(SPLITS) and _lists_names(value)]
+        return {**told, **{key: f"{len(told[key])} cases" for key in named}}
 
     @property
     def machine(self) -> dict[str, Any]:
@@ -208,8 +209,11 @@ def _shipped_data(name: str) -> dict[str, Any]:
 
 def _names_cases(key: str, value: Any) -> bool:
     """Tell whether a setting lists cases by name: in a user's own data, these may be patients."""
-    listed = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, str) for one in value))
-    return listed and key.startswith(SPLITS)
+    return key.startswith(SPLITS) and (isinstance(value, dict) or _lists_names(value))
+
+
+def _lists_names(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(one, str) for one in value)
 
 
 def _run_name(init: str) -> str:
