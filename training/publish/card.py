@@ -8,6 +8,7 @@ from typing import Any
 
 from ...catalog import NOT_STATED, Entry
 from .entry import Facts
+from .golden import ROUNDING
 from .terms import data_before
 
 PIPELINES = {
@@ -37,21 +38,21 @@ USES = {
 }
 
 
-def render(entry: Entry, facts: Facts, *, code: Sequence[str], remarks: Sequence[str], files: Sequence[str]) -> str:
+def render(entry: Entry, facts: Facts, *, code: Sequence[str], far: float, files: Sequence[str]) -> str:
     """Return the card, Markdown behind a YAML header.
 
     Args:
         entry: the release as the catalogue has it.
         facts: what it was made of.
-        code: what is to be said of the code that trained and published it.
-        remarks: what was found when it was made, such as what half precision costs.
+        code: the commits that trained and published it, in words.
+        far: how far half precision moves the golden output.
         files: names of the files beside it.
     """
     parts = [
         header(entry),
         entry.card().rstrip(),
         _use(entry),
-        _limits(entry, facts, remarks),
+        _limits(entry, facts, far),
         _data(facts),
         _made(facts, code),
         _files(entry, files),
@@ -120,15 +121,16 @@ def _use(entry: Entry) -> str:
     return "\n".join(lines)
 
 
-def _limits(entry: Entry, facts: Facts, remarks: Sequence[str]) -> str:
+def _limits(entry: Entry, facts: Facts, far: float) -> str:
     run = facts.run
-    lines = [f"- {note}" for note in facts.told.notes]
+    lines = ["- What the notes above say."] if entry.notes else []
     lines += [
         f"- Measured once, with seed {run.recipe.settings.seed}, on the split above, at the last epoch "
         f"({run.recipe.settings.epochs} in all): nothing here says how other seeds, scanners or hospitals come out.",
         "- The numbers are the log's, of the network in its training precision; `svd-hub evaluate` measures the file.",
     ]
-    lines += [f"- {remark[0].upper()}{remark[1:]}." for remark in remarks]
+    if far:
+        lines.append(f"- Half precision moves the golden output by {far:.2g} (up to {ROUNDING:g} is rounding).")
     if entry.licence == NOT_STATED:
         lines.append("- No licence is stated: it may not be passed on.")
     return "\n".join(["## Limits", "", *lines])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Facts:
         return f"{self.data.name} ({licence}){f', from {before}' if before else ''}"
 
 
-def table_of(facts: Facts, source: Mapping[str, Any]) -> dict[str, Any]:
+def table_of(facts: Facts, source: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
     """Return the keys of the entry of a release; see `svd_hub.catalog.Entry`."""
     run, record = facts.run, facts.run.record
     made_by = {"dataset": facts.data.name, "split": run.split, "made_by": run.recipe.name}
@@ -87,7 +87,7 @@ def table_of(facts: Facts, source: Mapping[str, Any]) -> dict[str, Any]:
         "trained_on": facts.trained_on,
         "recipe": run.recipe.name,
         "citation": facts.data.citation,
-        "notes": list(facts.told.notes),
+        "notes": list(notes),
         "checked": "file",
         "checked_on": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "classes": list(record.get("classes", ())),

@@ -71,9 +71,9 @@ def publish_run(
         hub.check(place, facts.terms)
     if to is not None:
         folder.refuse_taken(to, name)
-    code = tree.checked(finished.facts, tree.present(besides=to), allow_dirty=allow_dirty)
+    code, unclean = tree.checked(finished.facts, tree.present(besides=to), allow_dirty=allow_dirty)
     with _room(None if dry_run else to) as part:
-        draft = Draft(part, facts, code=code)
+        draft = Draft(part, facts, code=code, notes=unclean)
         names = draft.write_weights(dtype)
         if place is not None:
             return _to_hub(draft, place, names, dry_run=dry_run)

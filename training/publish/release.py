@@ -55,12 +55,13 @@ class Draft:
     Args:
         part: an empty folder.
         facts: what its entry says.
-        code: what is to be said of the code that trained and published it.
+        code: the commits that trained and published it, in words.
+        notes: what does not stand in them, in words.
     """
 
-    def __init__(self, part: Path, facts: Facts, *, code: Sequence[str]) -> None:
+    def __init__(self, part: Path, facts: Facts, *, code: Sequence[str], notes: Sequence[str]) -> None:
         self.part, self.facts, self.code = part, facts, tuple(code)
-        self.remarks: tuple[str, ...] = ()
+        self.notes = (*against.remarks(facts.run), *notes)
         self.far = 0.0
 
     @property
@@ -84,8 +85,12 @@ class Draft:
         output = golden.output_of(golden.network_of(record["architecture"], record["options"], tensors), x)
         golden.write(self.part, facts.name, x, output)
         golden.check(self.part, facts.name)
-        self.far, lost = weights.lost(run, dtype, x, output)
-        self.remarks = (*against.remarks(run), *filter(None, [lost]))
+        self.far = weights.lost(run, dtype, x, output)
+        if self.far > golden.ROUNDING:
+            self.notes += (
+                f"half precision loses more than rounding: it moves the golden output by {self.far:.2g}, where "
+                f"{golden.ROUNDING:g} would be rounding; --dtype fp32 keeps it",
+            )
         write_text(self.part / f"{facts.name}.log.jsonl", run.log)
         write_text(self.part / RECIPE, run.recipe_text)
         return tuple(sorted(path.name for path in self.part.iterdir()))
@@ -106,11 +111,12 @@ class Draft:
             OptionError: the name waits in the catalogue for another network.
         """
         facts, file = self.facts, self.part / folder.ENTRY
-        text = entry.text_of(facts.name, entry.table_of(facts, source))
+        notes = [*facts.told.notes, *(f"{note[0].upper()}{note[1:]}." for note in self.notes)]
+        text = entry.text_of(facts.name, entry.table_of(facts, source, notes))
         write_text(file, "\n".join([known.rstrip("\n") + "\n" if known else folder.FOREWORD, text]))
         made = entry.read_back(file, facts)
         names = [*(path.name for path in self.part.iterdir()), README, folder.SUMS]
-        page = card.render(made, facts, code=self.code, remarks=self.remarks, files=sorted(names))
+        page = card.render(made, facts, code=self.code, far=self.far, files=sorted(names))
         write_text(self.part / README, page)
         write_text(self.part / folder.SUMS, folder.sums(self.part))
         files = [File(name=path.name, sha256=sha256_of(path), size=path.stat().st_size) for path in self._paths()]
@@ -119,7 +125,7 @@ class Draft:
             text=text,
             files=tuple(files),
             far=self.far,
-            notes=(*self.remarks, *self.code),
+            notes=(*self.code, *self.notes),
             data_known=facts.data.stated,
             card=page,
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...catalog import NOT_STATED
+from ...catalog import NOT_STATED, all_entries
 from .folder import ENTRY
 from .release import Release
 
@@ -42,7 +42,8 @@ def _next(made: Release, *, to: Path | None, repo: str | None, dry_run: bool) ->
     if dry_run:
         return "the same command without --dry-run"
     if kind == "bundled":
-        return "append what follows to svd_hub/catalog.toml"
+        plan = f" in the place of [entry.{name}]" if name in all_entries() else ""
+        return f"put what follows into svd_hub/catalog.toml{plan}"
     if kind == "mirror":
         catalog, mirror = (shlex.quote(str(path)) for path in (f"{to}/{ENTRY}", to))
         return f"SVD_HUB_CATALOG={catalog} SVD_HUB_MIRROR={mirror} svd-hub info {name}"

@@ -58,8 +58,10 @@ def _git(root: Path, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def checked(facts: Mapping[str, Any], now: Tree | None, *, allow_dirty: bool) -> tuple[str, ...]:
-    """Return what is to be said of the code: the commit that trained, and what does not stand in it.
+def checked(
+    facts: Mapping[str, Any], now: Tree | None, *, allow_dirty: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what is to be said of the code: the commits that trained and publish, and what does not stand in them.
 
     Args:
         facts: `run.json`; its `git` is {"commit": ..., "dirty": ...}.
@@ -86,7 +88,7 @@ def checked(facts: Mapping[str, Any], now: Tree | None, *, allow_dirty: bool) ->
     said = [f"trained by commit {commit}"] if commit else []
     if now is not None and now.commit != commit:
         said.append(f"published by commit {now.commit}")
-    return (*said, *(fault.partition(": ")[0] for fault in faults))
+    return tuple(said), tuple(fault.partition(": ")[0] for fault in faults)
 
 
 def _some(names: Sequence[str]) -> str:
