@@ -1,7 +1,7 @@
 """The one training engine: a recipe in, a run folder out. Lightning does the loop; this file makes it repeatable.
 
 A run folder holds `recipe.yaml` (as resolved), `run.json` (versions, data fingerprint), `log.jsonl` (a line an epoch),
-`last.ckpt` (to resume) and, when finished, `model.safetensors`.
+`last.ckpt` (to resume) and, when finished, `scores.csv` (the last evaluation, case by case) and `model.safetensors`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..errors import SvdHubError
 from . import console
 from . import recipe as recipes
 from .saving import Saver, WholeFiles, stop_signals, write_text
+from .scores import CaseScores
 from .seeding import StepSeed
 
 Report = Callable[[str], None]
@@ -150,7 +151,8 @@ def train(
     _record(recipe, data, run / "run.json")
     with console.quiet(), stop_signals() as stop:
         shown = [console.Bar()] if progress and console.watched() else []
-        log, saver = EpochLog(run / "log.jsonl", report), Saver(last, steps=settings.checkpoint_steps, stop=stop)
+        log, scores = EpochLog(run / "log.jsonl", report), CaseScores(run / "scores.csv")
+        saver = Saver(last, steps=settings.checkpoint_steps, epochs=settings.checkpoint_epochs, stop=stop)
         trainer = pl.Trainer(
             max_epochs=settings.epochs,
             precision=settings.precision,
@@ -158,10 +160,11 @@ def train(
             gradient_clip_val=settings.clip or None,
             accelerator="auto",
             devices=1,  # the run folder, the log and the evaluation are still those of one process
-            callbacks=[StepSeed(settings.seed), *shown, *callbacks, log, saver],
+            callbacks=[StepSeed(settings.seed), *shown, *callbacks, log, scores, saver],
             plugins=[WholeFiles()],
             logger=False,
             default_root_dir=run,
+            benchmark=torch.cuda.is_available(),  # cuDNN's choice of an algorithm: 3D convolutions differ by much
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,

@@ -27,7 +27,8 @@ class RunSettings:
         seed: of everything: initialisation, order, augmentation, dropout.
         accumulate: batches whose gradients make one step.
         clip: the gradient's largest norm, 0 = not clipped.
-        checkpoint_steps: a checkpoint every so many steps (besides each epoch's end): what a kill can cost.
+        checkpoint_steps: a checkpoint every so many steps (besides epochs' ends): what a kill can cost.
+        checkpoint_epochs: a checkpoint at the end of every so many epochs, and of the last.
         threads: of torch, 0 = as the machine says.
     """
 
@@ -37,10 +38,12 @@ class RunSettings:
     accumulate: int = 1
     clip: float = 0.0
     checkpoint_steps: int = 200
+    checkpoint_epochs: int = 1
     threads: int = 0
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "seed": 0, "accumulate": 1, "clip": 0, "checkpoint_steps": 1, "threads": 0}
+        least = {"epochs": 1, "seed": 0, "accumulate": 1, "clip": 0, "threads": 0}
+        least |= {"checkpoint_steps": 1, "checkpoint_epochs": 1}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise OptionError(f"run.{name}={getattr(self, name)} is not allowed; allowed: {value} or more")
