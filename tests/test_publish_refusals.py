@@ -13,6 +13,7 @@ from typing import Any
 import helpers_publish as helpers
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from synthetic import Shelf
 
@@ -192,10 +193,9 @@ def test_a_network_that_load_does_not_build(run: Path, tmp_path: Path) -> None:
 def test_a_metric_that_is_not_in_the_log(run: Path, tmp_path: Path) -> None:
     told = refused(run, tmp_path, SvdHubError, "--metric 'val/aux'", "nearest: val/auc", metrics=["auc", "aux"])
     assert "it has: val/auc, val/loss, val/top1" in told
-    with (run / "recipe.yaml").open("a") as file:
-        file.write("expected: {full: {metric: test/froc, centre: 0.8}}\n")
-    text = (run / "recipe.yaml").read_text().replace("expected: {}\n", "")
-    (run / "recipe.yaml").write_text(text)
+    settings = yaml.safe_load((run / "recipe.yaml").read_text())
+    tier = {"metric": "test/froc", "centre": 0.8, "tolerance": 0.1, "hardware": "one thread", "hours": 1.0}
+    (run / "recipe.yaml").write_text(yaml.safe_dump({**settings, "expected": {"full": tier}}))
     refused(run, tmp_path, SvdHubError, "the recipe miniature expects 'test/froc'")
     made = helpers.release(run, to=tmp_path / "mirror", metrics=["val/top1", "loss"])
     assert [(metric.name, metric.value) for metric in made.entry.metrics] == [("top1", 0.625), ("loss", 0.5)]

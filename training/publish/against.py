@@ -12,7 +12,6 @@ from .. import recipe as recipes
 from .finished import Finished, public
 
 FREE = ("name", "summary", "expected", "run.seed", "run.threads", "run.checkpoint", "data.init_args.workers")
-TIERS = ("full", "mini")  # of `expected`, the one that says most first; a smoke test's says nothing of weights
 
 
 def remarks(run: Finished) -> tuple[str, ...]:
@@ -34,16 +33,18 @@ def _settings(run: Finished) -> Iterator[str]:
 
 
 def _outcome(run: Finished) -> Iterator[str]:
-    tier: dict[str, Any] = next((held for name in TIERS if (held := run.recipe.expected.get(name))), {})
-    found, centre = run.row.get(str(tier.get("metric"))), tier.get("centre")
-    if found is None or centre is None:
+    tier = run.expected
+    found, centre, tolerance, least = (
+        run.row.get(str(tier.get("metric"))),
+        *(tier.get(key) for key in ("centre", "tolerance", "least")),
+    )
+    if found is None:
         return
-    tolerance = tier.get("tolerance", 0.0)
-    if abs(float(found) - centre) > tolerance:
-        yield (
-            f"the recipe expects {tier['metric']} {centre:g} within {tolerance:g}: this run, with {float(found):g}, is "
-            "outside"
-        )
+    told = f"this run, with {float(found):g}, is outside"
+    if centre is not None and tolerance is not None and abs(float(found) - centre) > tolerance:
+        yield f"the recipe expects {tier['metric']} {centre:g} within {tolerance:g}: {told}"
+    if least is not None and float(found) < least:
+        yield f"the recipe expects {tier['metric']} of {least:g} or more: {told}"
 
 
 def _flat(value: Any, name: str = "") -> dict[str, str]:

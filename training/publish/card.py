@@ -8,6 +8,7 @@ from typing import Any
 
 from ...catalog import NOT_STATED, Entry
 from .entry import Facts
+from .finished import as_yaml
 from .golden import ROUNDING
 from .terms import data_before
 
@@ -163,7 +164,7 @@ def _made(facts: Facts, code: Sequence[str]) -> str:
         "",
         f"`svd-hub train recipe.yaml --data FOLDER`, by the recipe `{run.recipe.name}` as it was resolved:",
         "",
-        _fenced("yaml", run.recipe_text),
+        _fenced("yaml", as_yaml({key: value for key, value in run.settings.items() if key != "expected"})),
         "",
         *(f"- {line}" for line in code),
         *([f"- versions: {', '.join(f'{name} {number}' for name, number in versions.items())}"] if versions else []),

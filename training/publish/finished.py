@@ -64,6 +64,12 @@ class Finished:
         return ", ".join(["val", *chosen])
 
     @property
+    def expected(self) -> dict[str, Any]:
+        """What the recipe expects of a whole run; {} where it says nothing. A smoke test's says nothing of weights."""
+        tiers = self.settings.get("expected") or {}
+        return next((dict(tiers[name]) for name in ("full", "mini") if tiers.get(name)), {})
+
+    @property
     def data(self) -> dict[str, Any]:
         """What identifies the data; cases that are listed by name are counted."""
         told = self.facts.get("data") or {}
@@ -79,7 +85,12 @@ class Finished:
     @property
     def recipe_text(self) -> str:
         """The recipe as YAML, with everything that was set and no path of this machine."""
-        return yaml.safe_dump(dict(self.settings), sort_keys=False, allow_unicode=True, width=120)
+        return as_yaml(self.settings)
+
+
+def as_yaml(settings: Mapping[str, Any]) -> str:
+    """Return settings as the text of a recipe."""
+    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, width=120)
 
 
 def read_finished(run: Path) -> Finished:
@@ -131,9 +142,9 @@ def metrics_of(run: Finished, asked: Sequence[str] = ()) -> dict[str, float]:
     measured = {key: value for key, value in run.row.items() if key.startswith(("val/", "test/"))}
     telling = [key for key in measured if not key.endswith("/loss")]  # that says nothing to others
     wanted = [name if "/" in name else f"val/{name}" for name in asked]
-    expected = [tier["metric"] for tier in run.recipe.expected.values() if isinstance(tier, dict) and "metric" in tier]
+    expected = run.expected.get("metric")
     who = "--metric" if asked else f"the recipe {run.recipe.name} expects"
-    for name in wanted or expected:
+    for name in wanted or ([expected] if expected else []):
         if name not in measured:
             raise SvdHubError(
                 f"{who} {name!r}, which is not in the log of {run.folder}; it has: "
