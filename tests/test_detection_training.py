@@ -15,7 +15,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from helpers_boxes import coco_set, lesion_set
 from safetensors.torch import load_file
 from test_training import At, forked, kill, log, resume, same
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from svd_hub.models.detection.settings import Sampling
 from svd_hub.training import engine, evaluation, freezing
 from svd_hub.training import recipe as recipes
 from svd_hub.training.data.boxes import Batch
+from svd_hub.training.miniature.boxes import coco_set, lesion_set
 from svd_hub.training.tasks import Detection
 from svd_hub.training.tasks.classification import Network
 from svd_hub.training.tasks.detection import LOSSES, build_detector

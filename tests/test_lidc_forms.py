@@ -12,7 +12,7 @@ import helpers_lidc as lidc
 import numpy as np
 import pytest
 import torch
-from helpers_lidc import INFO, contour, message, nodule, square
+from helpers_lidc import contour, message, nodule, square
 from test_training import log
 
 import svd_hub
@@ -20,10 +20,11 @@ from svd_hub.errors import OptionError, SvdHubError
 from svd_hub.preprocess import Preprocess
 from svd_hub.training import engine
 from svd_hub.training.data import lidc_acs, lidc_xml
-from svd_hub.training.data.lidc_acs import AcsNodules, hounsfield, read_split, turned, two_classes
+from svd_hub.training.data.lidc_acs import INFO, AcsNodules, hounsfield, read_split, turned, two_classes
 from svd_hub.training.data.lidc_masks import AcsMasks, LidcMasks
 from svd_hub.training.data.lidc_xml import Contour, Drawing, inside, mode, nodules, read_xml, region_of
 from svd_hub.training.evaluation import evaluate_entry
+from svd_hub.training.miniature.nodules import acs_set, pair_set, reading, write_tables
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +39,12 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def acs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lidc.acs_set(tmp_path_factory.mktemp("acs") / "set")
+    return acs_set(tmp_path_factory.mktemp("acs") / "set")
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lidc.pairs(tmp_path_factory.mktemp("pairs") / "set")
+    return pair_set(tmp_path_factory.mktemp("pairs") / "set")
 
 
 # ---- the official split --------------------------------------------------------------------------------------------
@@ -85,8 +86,8 @@ def test_the_official_split_leaks_and_is_refused_unless_it_is_named(official: Pa
 def test_tables_of_another_form_are_told(tmp_path: Path) -> None:
     with pytest.raises(SvdHubError, match=r"train_test_split\.csv does not exist"):
         read_split(tmp_path)
-    rows = [lidc.row("lidc1_1", "p", "1")]
-    lidc.write_tables(tmp_path, rows, ["lidc1_1.npz", "lidc2_1.npz"], [])
+    rows = [reading("lidc1_1", "p", "1")]
+    write_tables(tmp_path, rows, ["lidc1_1.npz", "lidc2_1.npz"], [])
     with pytest.raises(SvdHubError, match=r"no reading of 1 nodules of .*lidc2_1 first"):
         read_split(tmp_path)
     (tmp_path / INFO).write_text((tmp_path / INFO).read_text().replace("1111,1", "1111,x"))
@@ -190,10 +191,10 @@ def test_masks_lie_on_their_images_through_every_turn(form: str, pairs: Path, ac
 
 
 def test_pairs_that_do_not_fit_are_told(tmp_path: Path) -> None:
-    folder = lidc.pairs(tmp_path / "set", count=4)
+    folder = pair_set(tmp_path / "set", count=4)
     with pytest.raises(SvdHubError, match=r"1 of the 2 folds are in train_folds and in val_folds"):
         LidcMasks(folder=folder, train_folds=[0, 1], val_folds=[1])
-    (folder / "masks" / "n0.nii.gz").write_bytes((lidc.pairs(tmp_path / "x") / "masks" / "n0.nii.gz").read_bytes())
+    (folder / "masks" / "n0.nii.gz").write_bytes((pair_set(tmp_path / "x") / "masks" / "n0.nii.gz").read_bytes())
     with pytest.raises(SvdHubError, match=r"no nodules of folds \[9\]"):
         LidcMasks(folder=folder, train_folds=[9], val_folds=[3]).setup("fit")
     (folder / "masks" / "n0.nii.gz").unlink()

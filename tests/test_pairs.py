@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import helpers_pairs as miniature
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,7 @@ from svd_hub.preprocess import Preprocess
 from svd_hub.training import engine
 from svd_hub.training.data.pairs import PairVolumes, drawn_split, lits_split, part_of, read_pairs
 from svd_hub.training.evaluation import evaluate_entry
+from svd_hub.training.miniature import volumes
 from svd_hub.training.prepare import job_of, prepare
 
 
@@ -29,12 +29,12 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def decathlon(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.decathlon(tmp_path_factory.mktemp("decathlon"))
+    return volumes.decathlon(tmp_path_factory.mktemp("decathlon"))
 
 
 @pytest.fixture(scope="module")
 def lits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.lits(tmp_path_factory.mktemp("lits"))
+    return volumes.lits(tmp_path_factory.mktemp("lits"))
 
 
 def module(folder: Path | None, form: str = "decathlon", **options: Any) -> PairVolumes:
@@ -84,7 +84,7 @@ def test_evaluation_sees_exactly_what_the_entry_does_and_labels_lie_on_it(decath
             assert torch.equal(target, case.target)
             assert known.all()
             number = int(case.name.rpartition("-" if "-" in case.name else "_")[2])
-            assert np.array_equal(target.numpy(), miniature.anatomy(number)[1])
+            assert np.array_equal(target.numpy(), volumes.anatomy(number)[1])
         x, target = data.train_set[(1, 2)]
         assert x.shape == (1, 16, 16, 16)
         assert target.shape == (16, 16, 16)
@@ -109,7 +109,7 @@ def test_patches_that_are_about_nothing_are_anywhere(lits: Path) -> None:
 
 
 def test_pairs_that_prepare_left_out_are_left_out(tmp_path: Path) -> None:
-    folder = miniature.lits(tmp_path / "set")
+    folder = volumes.lits(tmp_path / "set")
     (folder / "Training Batch 2" / "segmentation-1.nii").unlink()
     with pytest.raises(SvdHubError, match=r"segmentation-1\.nii does not exist.*leave volume-1 out"):
         module(folder, "lits", split="official").setup("fit")

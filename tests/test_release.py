@@ -18,6 +18,7 @@ import svd_hub
 from svd_hub.errors import SvdHubError
 from svd_hub.training import engine
 from svd_hub.training.evaluation import evaluate_entry
+from svd_hub.training.miniature import pictures
 from svd_hub.training.release import golden_input, publish_run
 
 FOLDER = "data.init_args.folder"
@@ -32,7 +33,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ["SVD_HUB_HOME"] = str(folder / "cache")
     try:
         torch.set_num_threads(1)
-        miniature.image_set(folder / "set")
+        pictures.image_set(folder / "set")
         miniature.recipe(folder / "miniature.yaml")
         data = {FOLDER: str(folder / "set")}
         engine.train(str(folder / "miniature.yaml"), run=folder / "run", overrides=data, progress=False)

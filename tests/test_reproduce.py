@@ -16,6 +16,7 @@ from scipy import stats
 from svd_hub import cli, list_entries
 from svd_hub.errors import SvdHubError
 from svd_hub.training import engine, reproduce
+from svd_hub.training.miniature import pictures
 from svd_hub.training.reproduce import Comparison, Line, compare, read_paper, read_runs
 
 TABLES = ("table2", "table3", "table4", "table5", "table6", "table7", "fig4")
@@ -244,7 +245,7 @@ def test_folders_without_runs_and_damaged_runs(tmp_path: Path) -> None:
 
 
 def test_a_run_of_the_engine_is_read(tmp_path: Path) -> None:
-    miniature.image_set(tmp_path / "set")
+    pictures.image_set(tmp_path / "set")
     recipe = str(miniature.recipe(tmp_path / "plain.yaml"))
     settings = {"data.init_args.folder": str(tmp_path / "set"), "run.seed": 5, "run.epochs": 1}
     engine.train(recipe, run=tmp_path / "runs" / "one", overrides=settings, progress=False)
