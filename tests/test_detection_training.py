@@ -89,19 +89,13 @@ def train(here: Path, name: str, folder: Path, *, callbacks: Any = (), **changes
 # ---- recipes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_twenty_steps_of_each_recipe_reduce_the_loss_and_give_a_detector(here: Path, name: str, tmp_path: Path) -> None:
-    epochs, steps = (7, 3) if name.startswith("coco") else (10, 2)
-    file = train(here, name, tmp_path / "run", **{"run.epochs": epochs})
-    rows = log(tmp_path / "run")
-    assert rows[-1]["step"] == epochs * steps >= 20
-    first, last = (sum(row["train/loss"] for row in part) for part in (rows[:2], rows[-2:]))
-    assert last < 0.75 * first
-    assert rows[-1]["train/loss"] == pytest.approx(sum(rows[-1][f"train/{n}"] for n in LOSSES), abs=1e-5)
-    measure = "val/ap" if name.startswith("coco") else "val/froc"
-    assert all(0 <= row[measure] <= 1 for row in rows)
-    model, report = svd_hub.load(file, return_report=True)
-    assert len(report.matched) == report.total
+@pytest.mark.parametrize("name", ["coco_mp3d63", "deeplesion_p3d63"])
+def test_what_comes_out_is_the_detector_that_the_recipe_says(here: Path, name: str, tmp_path: Path) -> None:
+    file = train(here, name, tmp_path / "run", **{"run.epochs": 1})
+    (row,) = log(tmp_path / "run")
+    assert row["train/loss"] == pytest.approx(sum(row[f"train/{n}"] for n in LOSSES), abs=1e-5)
+    assert 0 <= row["val/ap" if name.startswith("coco") else "val/froc"] <= 1
+    model = svd_hub.load(file)
     assert (model.task, model.entry.task) == ("detection", "detection")
     recipe = recipes.read(name, narrow(here, name))
     options = recipe.config.task.init_args.network.options
@@ -109,8 +103,6 @@ def test_twenty_steps_of_each_recipe_reduce_the_loss_and_give_a_detector(here: P
         key: value for key, value in options.items() if key != "encoder_options"
     }
     assert model.options["encoder_options"].items() >= options["encoder_options"].items()
-    assert model.entry.classes == (("cat", "dog") if name.startswith("coco") else ("lesion",))
-    assert (model.preprocess.mean, model.preprocess.std) == (123.675, 58.395)
     depth = 3 if name.startswith("coco") else 9
     found = model(torch.zeros(1, 1, depth, 64, 64))
     assert found[0].boxes.shape[1] == 4

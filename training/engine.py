@@ -25,6 +25,7 @@ from . import console
 from . import recipe as recipes
 from .saving import Saver, WholeFiles, stop_signals, write_text
 from .seeding import StepSeed
+from .twins import record_of_twin
 
 Report = Callable[[str], None]
 FOLDER = "data.init_args.folder"
@@ -190,6 +191,7 @@ def finish(recipe: recipes.Recipe, task: Any, data: Any, run: Path) -> Path:
         "preprocess": data.preprocess(mean=task.mean, std=task.std),
         "inference": {**data.inference(), **(task.inference() if hasattr(task, "inference") else {})},
         **origin,
+        **(record_of_twin(network.options) if network.architecture == "resnet2d" else {}),
     }
     checkpoint.write(target, task.network.state_dict(), record)
     return target

@@ -5,6 +5,7 @@ Top level: `name`, `summary`, `run` (`RunSettings`), `task` and `data` (a class 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import OptionError, SvdHubError, nearest
+from .expected import Expected
 
 OPTIONS = "task.init_args.network.options."  # an architecture's own, of which the parser knows nothing
 
@@ -53,7 +55,7 @@ class Recipe:
     name: str
     summary: str
     settings: RunSettings
-    expected: dict[str, Any]
+    expected: Expected
     config: Namespace
     text: str
     parser: ArgumentParser
@@ -119,7 +121,7 @@ def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--name", type=str, required=True)
     parser.add_argument("--summary", type=str, default="")
-    parser.add_argument("--expected", type=dict[str, Any], default={})
+    parser.add_argument("--expected", type=Expected, default=Expected())
     parser.add_class_arguments(RunSettings, "run")
     parser.add_subclass_arguments(pl.LightningModule, "task", required=True)
     parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)
@@ -128,24 +130,33 @@ def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     parser.link_arguments("task.init_args.network.init", "data.init_args.init")
     asked = dict(overrides or {})
     options = {key: asked.pop(key) for key in list(asked) if key.startswith(OPTIONS)}
-    arguments = [f"--{key}={value}" for key, value in asked.items()]
+    arguments = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in asked.items()]
     try:
         config = parser.parse_path(str(path))
         if arguments:
             config = parser.parse_args(arguments, namespace=config)
         for key, value in options.items():
             _lay(config.task.init_args.network.options, key.removeprefix(OPTIONS).split("."), value)
+        expected = _expected(parser, config)
     except Exception as error:
         raise SvdHubError(f"recipe {path}: {_readable(error)}") from error
     return Recipe(
         name=config.name,
         summary=config.summary,
         settings=RunSettings(**config.run.as_dict()),
-        expected=dict(config.expected),
+        expected=expected,
         config=config,
         text=parser.dump(config, skip_unset=False),  # a null may stand for another default
         parser=parser,
     )
+
+
+def _expected(parser: ArgumentParser, config: Namespace) -> Expected:
+    """Return what the recipe expects, with no task and no data made."""
+    config = config.clone()
+    del config["task"], config["data"]
+    found: Expected = parser.instantiate(config).expected
+    return found
 
 
 def _lay(table: Any, path: list[str], value: Any) -> None:

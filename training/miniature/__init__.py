@@ -7,50 +7,60 @@ What is in them can be learnt in twenty steps: brightness tells a class, objects
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import SvdHubError
 
+CSV = "my.csv"  # of sets that are a table
+# The data module of a recipe, with its form where it has several -> what makes its miniature: module, function.
+MAKERS = {
+    "ImageParquet": ("pictures", "image_set"),
+    "CocoImages": ("boxes", "coco_set"),
+    "DeepLesionSlices.json": ("boxes", "lesion_set"),
+    "DeepLesionSlices.nih": ("boxes", "lesion_set"),
+    "LidcNodules": ("nodules", "pair_set"),
+    "LidcMasks": ("nodules", "pair_set"),
+    "AcsNodules": ("nodules", "acs_set"),
+    "AcsMasks": ("nodules", "acs_set"),
+    "OrganVolumes": ("organs", "organ_set"),
+    "PairVolumes.decathlon": ("volumes", "decathlon"),
+    "PairVolumes.lits": ("volumes", "lits"),
+    "OwnVolumes": ("own", "labelled"),
+    "OwnMasks": ("own", "masked"),
+}
+
 
 class Made(NamedTuple):
-    """A miniature set: what `--data` is to name, and settings of a recipe for which it is too small."""
+    """A miniature set: what `--data` is to name, and the settings of a recipe for which it is too small."""
 
     data: Path
     settings: dict[str, Any]
 
 
-# The data module of a recipe -> where its miniature is made: module, function.
-MAKERS = {
-    "ImageParquet": ("pictures", "for_recipe"),
-    "CocoImages": ("boxes", "photographs_for_recipe"),
-    "DeepLesionSlices": ("boxes", "lesions_for_recipe"),
-    "LidcNodules": ("nodules", "pairs_for_recipe"),
-    "LidcMasks": ("nodules", "pairs_for_recipe"),
-    "AcsNodules": ("nodules", "acs_for_recipe"),
-    "AcsMasks": ("nodules", "acs_for_recipe"),
-    "OrganVolumes": ("organs", "for_recipe"),
-    "PairVolumes": ("volumes", "pairs_for_recipe"),
-    "OwnVolumes": ("own", "volumes_for_recipe"),
-    "OwnMasks": ("own", "masks_for_recipe"),
-}
-
-
-def make(class_path: str, arguments: dict[str, Any], folder: Path) -> Made:
-    """Make the miniature set of a recipe's data module.
+def make(class_path: str, form: str | None, folder: Path) -> Made:
+    """Make the miniature set of a recipe's data module, whole or not at all; one that is there is taken as it is.
 
     Args:
         class_path: of the data module.
-        arguments: its own, as the recipe has them; `form` says which of several forms.
-        folder: where it goes, not there yet.
+        form: which of its forms, where it has several.
+        folder: where the set goes.
 
     Raises:
-        SvdHubError: a data module of which there is no miniature.
+        SvdHubError: there is no miniature of it.
     """
-    name = class_path.rpartition(".")[2]
+    name = class_path.rpartition(".")[2] + (f".{form}" if form else "")
     if name not in MAKERS:
-        raise SvdHubError(f"there is no miniature set for {class_path}; there is for {', '.join(MAKERS)}. Next: --data")
+        raise SvdHubError(f"there is no miniature of {name}; there is of {', '.join(MAKERS)}. Next: --data FOLDER")
     module, function = MAKERS[name]
-    maker: Callable[[Path, dict[str, Any]], Made] = getattr(importlib.import_module(f".{module}", __name__), function)
-    return maker(folder, arguments)
+    room = importlib.import_module(f".{module}", __name__)
+    if not folder.is_dir():
+        maker: Callable[[Path], Path] = getattr(room, function)
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        maker(part)
+        part.rename(folder)
+    table = folder / CSV
+    return Made(table if table.is_file() else folder, getattr(room, "SETTINGS", {}).get(function, {}))

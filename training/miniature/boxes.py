@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from . import Made
-
 # ---- photographs ---------------------------------------------------------------------------------------------------
 
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 2, "name": "cat"}]  # neither sorted nor without gaps, as COCO's 90 ids
 LEVELS = {2: 40, 7: 230}  # how bright an object of each category is
+SETTINGS = {"coco_set": {"task.init_args.network.options.num_classes": len(CATEGORIES)}}
 
 
 def scene(seed: int, size: tuple[int, int], objects: list[tuple[int, list[float]]]) -> np.ndarray:
@@ -46,7 +45,7 @@ def coco_set(folder: Path, *, images: int = 8, seed: int = 0) -> Path:
                 found.append((category, [round(float(v), 2) for v in (x, min(y, h - side[1] - 1), *side)]))
             found = found[number % 2 :] if number % 3 else found
             found = [] if (split, number) == ("train", 3) else found
-            image = {"id": 100 + 7 * number, "file_name": f"{number:012d}.jpg", "height": h, "width": w}
+            image: dict[str, Any] = {"id": 100 + 7 * number, "file_name": f"{number:012d}.jpg", "height": h, "width": w}
             rows["images"].append(image)
             if not seed:
                 Image.fromarray(scene(number, (h, w), found)).save(
@@ -73,11 +72,6 @@ def annotation(rows: dict[str, list[Any]], image: int, category: int, box: list[
         "area": box[2] * box[3],
         "iscrowd": 0,
     }
-
-
-def photographs_for_recipe(folder: Path, arguments: dict[str, Any]) -> Made:
-    """Make the set of `CocoImages`."""
-    return Made(coco_set(folder), {"task.init_args.network.options.num_classes": len(CATEGORIES)})
 
 
 # ---- slices --------------------------------------------------------------------------------------------------------
@@ -127,7 +121,7 @@ def lesion_set(folder: Path) -> Path:
                 for x0, y0, x1, y1 in boxes:
                     hu[round(y0) : round(y1), round(x0) : round(x1)] = 600 + 3 * (place - key)
                 write_slice(folder / "Images_png" / name / f"{place:03d}.png", hu)
-            image = {"id": 10 * number + len(rows["images"]), "file_name": f"{name}/{key:03d}.png"}
+            image: dict[str, Any] = {"id": 10 * number + len(rows["images"]), "file_name": f"{name}/{key:03d}.png"}
             image |= {"height": size[0], "width": size[1], "slice_no": key, "slice_intv": interval, "spacing": 0.8}
             rows["images"].append(image)
             for (x0, y0, x1, y1), doubt in zip(boxes, noisy, strict=True):
@@ -145,8 +139,3 @@ def lesion_set(folder: Path) -> Path:
         writer.writeheader()
         writer.writerows(info)
     return folder
-
-
-def lesions_for_recipe(folder: Path, arguments: dict[str, Any]) -> Made:
-    """Make the set of `DeepLesionSlices`, in the forms "json" and "nih"."""
-    return Made(lesion_set(folder), {})

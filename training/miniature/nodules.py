@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 
 from ..data.lidc_acs import INFO, SIDE, SPLIT
-from . import Made
 
 FOLDS = 4
 
@@ -33,7 +32,7 @@ def write_nodules(
     return folder
 
 
-def pair_set(folder: Path, *, count: int = 8) -> Path:
+def pair_set(folder: Path, *, count: int = 16) -> Path:
     """Make `count` nodules with masks, in folds of two in turn; the malignant one of two is denser."""
     rows: list[dict[str, Any]] = []
     volumes, masks = {}, {}
@@ -52,11 +51,6 @@ def pair_set(folder: Path, *, count: int = 8) -> Path:
     for name, mask in masks.items():
         nib.save(nib.Nifti1Image(mask, np.diag([1, 1, 2, 1.0])), folder / "masks" / f"{name}.nii.gz")
     return folder
-
-
-def pairs_for_recipe(folder: Path, arguments: dict[str, Any]) -> Made:
-    """Make the set of `LidcNodules` and `LidcMasks`."""
-    return Made(pair_set(folder, count=16), {})
 
 
 # ---- the npz set ---------------------------------------------------------------------------------------------------
@@ -91,7 +85,7 @@ def acs_set(folder: Path, *, count: int = 12) -> Path:
     for k in range(count):
         voxel, mask = cube(k, value=(80, 250)[k % 2])
         names.append(f"lidc{k}_1")
-        answers = {f"answer{n}": mask if n == 1 else np.zeros_like(mask) for n in range(1, 5)}
+        answers: dict[str, Any] = {f"answer{n}": mask if n == 1 else np.zeros_like(mask) for n in range(1, 5)}
         np.savez_compressed(folder / "nodule" / f"{names[-1]}.npz", voxel=voxel, **answers)
         rows.append(reading(names[-1], f"LIDC-IDRI-{k % (count - 1):04}", "15"[k % 2]))
     files = [f"{name}.npz" for name in names]
@@ -106,8 +100,3 @@ def cube(seed: int, *, value: int) -> tuple[np.ndarray, np.ndarray]:
     z, y, x = random.integers(28, 40, 3)
     mask[z : z + 14, y : y + 11, x : x + 12] = 1
     return np.where(mask, value, random.integers(20, 40, mask.shape)).astype(np.uint8), mask
-
-
-def acs_for_recipe(folder: Path, arguments: dict[str, Any]) -> Made:
-    """Make the set of `AcsNodules` and `AcsMasks`."""
-    return Made(acs_set(folder), {})

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
-
-from . import Made
 
 SIDES = (20, 24, 28)  # (z, y, x) of the patients, at 3 mm
 TABLE = {
@@ -19,9 +16,12 @@ TABLE = {
     "5": {"name": "liver", "voxels": 0},
     "9": {"name": "aorta", "voxels": 0},
 }
-CASES = {
-    "train_cases": {"first": {}},
-    "val_cases": {"second": {}, "third": {"image": "scan.nii.gz", "labels": "other.nii.gz", "values": {"liver": [7]}}},
+LIVER_ALONE = {"image": "scan.nii.gz", "labels": "other.nii.gz", "values": {"liver": [7]}}
+SETTINGS = {
+    "organ_set": {
+        "data.init_args.train_cases": {"first": {}},
+        "data.init_args.val_cases": {"second": {}, "third": LIVER_ALONE},
+    }
 }
 
 
@@ -66,8 +66,3 @@ def organ_set(folder: Path) -> Path:
     nifti(folder / "third" / "other.nii.gz", 7 * (labels[9:13] == 5).astype(np.uint8))
     (folder / "labels.json").write_text(json.dumps({"first": TABLE, "second": TABLE}))
     return folder
-
-
-def for_recipe(folder: Path, arguments: dict[str, Any]) -> Made:
-    """Make the set of `OrganVolumes`, and name its patients."""
-    return Made(organ_set(folder), {f"data.init_args.{key}": cases for key, cases in CASES.items()})

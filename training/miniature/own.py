@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import Made
+from . import CSV
 from .volumes import write_volume
 
 
@@ -35,18 +35,18 @@ def lump(
 
 
 def labelled(folder: Path, *, count: int = 12, split: bool = True, patient: str = "p") -> Path:
-    """Make `count` volumes of two labels, two of each patient; return my.csv."""
+    """Make `count` volumes of two labels, two of each patient; return the table."""
     rows = []
     for k in range(count):
         kind = k // 2 % 2
         write_volume(folder / "scans" / f"{k:02}.nii.gz", lump(k, value=(20, 400)[kind], side=(3, 8)[kind])[0])
         row = {"image": f"scans/{k:02}.nii.gz", "label": ("solid", "soft")[kind], "patient": f"{patient}-{k // 2}"}
         rows.append(row | ({"split": "val" if k >= count - 4 else "train"} if split else {}))
-    return write_csv(folder / "my.csv", rows)
+    return write_csv(folder / CSV, rows)
 
 
 def masked(folder: Path, *, count: int = 4) -> Path:
-    """Make `count` volumes with masks of the values 1 and 4, files in different orientations; return my.csv."""
+    """Make `count` volumes with masks of the values 1 and 4, files in different orientations; return the table."""
     rows = []
     for k in range(count):
         image, mask = lump(k, value=200, shape=(18, 20, 22))
@@ -56,14 +56,4 @@ def masked(folder: Path, *, count: int = 4) -> Path:
         write_volume(folder / f"ct{k}.nii.gz", image, axes=axes)
         write_volume(folder / f"seg{k}.nrrd", mask, axes=("RAS", "LPS")[k % 2])
         rows.append({"image": f"ct{k}.nii.gz", "mask": f"seg{k}.nrrd", "split": "val" if k == count - 1 else "train"})
-    return write_csv(folder / "my.csv", rows)
-
-
-def volumes_for_recipe(folder: Path, arguments: dict[str, Any]) -> Made:
-    """Make the set of `OwnVolumes`."""
-    return Made(labelled(folder), {})
-
-
-def masks_for_recipe(folder: Path, arguments: dict[str, Any]) -> Made:
-    """Make the set of `OwnMasks`."""
-    return Made(masked(folder), {})
+    return write_csv(folder / CSV, rows)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from . import Made
-
 TRAIN, VAL, CLASSES = 22, 7, 3
+SETTINGS = {"image_set": {"task.init_args.network.options.num_classes": CLASSES}}
 
 
 def picture(seed: int, *, size: tuple[int, int] = (24, 24), grey: bool = False, label: int = 0) -> np.ndarray:
@@ -57,8 +55,3 @@ def folder_set(folder: Path, *, size: tuple[int, int] = (40, 56)) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{i:08}.JPEG").write_bytes(encoded(picture(i, size=size, label=i % CLASSES)))
     return folder
-
-
-def for_recipe(folder: Path, arguments: dict[str, Any]) -> Made:
-    """Make the set of `ImageParquet`."""
-    return Made(image_set(folder), {"task.init_args.network.options.num_classes": CLASSES})

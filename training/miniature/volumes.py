@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK
-
-from . import Made
 
 SIDES = (18, 20, 22)
 
@@ -64,8 +61,3 @@ def lits(folder: Path, ids: tuple[int, ...] = (0, 1, 2, 3, 4, 5)) -> Path:
         write_volume(place / f"volume-{k}.nii", values.round().astype(np.int16))
         write_volume(place / f"segmentation-{k}.nii", labels)
     return folder
-
-
-def pairs_for_recipe(folder: Path, arguments: dict[str, Any]) -> Made:
-    """Make the set of `PairVolumes`."""
-    return Made({"decathlon": decathlon, "lits": lits}[arguments["form"]](folder), {})

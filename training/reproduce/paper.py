@@ -95,5 +95,8 @@ def read_paper(name: str) -> PaperTable:
     """
     tables = _tables()
     if name not in tables:
-        raise SvdHubError(f"no table {name!r} to reproduce; nearest: {nearest(name, tables)}; all: {', '.join(tables)}")
+        raise SvdHubError(
+            f"no table {name!r} to reproduce; nearest: {nearest(name, tables)}; all: {', '.join(tables)}; "
+            "of a recipe: --tier smoke, mini or full"
+        )
     return tables[name]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import SvdHubError
+from ..expected import leaves
 
 INIT = "task.init_args.network.init"
 # What may differ between runs of one arm: its seeds and splits, and what changes no number.
 FREE = (
-    *("name", "summary", "expected", "run.seed", "run.threads", "run.checkpoint_steps", INIT),
+    *("name", "summary", "run.seed", "run.threads", "run.checkpoint_steps", INIT),
     *("data.init_args.folder", "data.init_args.seed", "data.init_args.workers"),
 )
 SPLITS = ("train", "val", "test")  # beginnings of the arguments of a data module that choose cases
@@ -81,14 +83,10 @@ def _run(folder: Path) -> Run:
     )
 
 
-def _flat(value: Any, name: str = "") -> dict[str, str]:
-    """Return the leaves of nested settings by dotted names, lists as one text."""
-    if isinstance(value, dict):
-        leaves: dict[str, str] = {}
-        for key, one in value.items():
-            leaves |= _flat(one, f"{name}.{key}" if name else str(key))
-        return leaves
-    return {name: value if isinstance(value, str) else json.dumps(value)}
+def _flat(table: dict[str, Any]) -> dict[str, str]:
+    """Return the settings of a recipe by dotted names, each as one text."""
+    found = {key: value for key, value in leaves(table).items() if not key.startswith("expected.")}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
 
 
 def _chooses_cases(key: str) -> bool:
@@ -100,8 +98,14 @@ def _evaluated(key: str) -> bool:
 
 
 def plain_init(init: str) -> str:
-    """Return what a network starts from in one word: for `runs/NAME/model.safetensors`, NAME."""
+    """Return what a network starts from in one word: for `runs/NAME/model.safetensors`, NAME.
+
+    Of a run of several seeds, `runs/NAME/seed0/model.safetensors`, it is NAME, too.
+    """
     path = Path(init)
     if path.suffix != ".safetensors":
         return init
-    return path.parent.name if path.name == "model.safetensors" else path.stem
+    if path.name != "model.safetensors":
+        return path.stem
+    folder = path.parent
+    return folder.parent.name if re.fullmatch(r"seed\d+", folder.name) else folder.name
