@@ -54,11 +54,14 @@ class EpochLog(Checkpoint):
             return
         lines = self.file.read_text().splitlines() if self.file.is_file() else []
         kept = [line for line in lines if json.loads(line)["epoch"] < trainer.current_epoch]
+        seen = (trainer.current_epoch + 1) % (
+            trainer.check_val_every_n_epoch or 1
+        ) == 0  # others are of an epoch before
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "seconds": round(time.monotonic() - self.begun, 1),
-            **{k: round(float(v), 6) for k, v in sorted(trainer.callback_metrics.items())},
+            **{k: round(float(v), 6) for k, v in sorted(trainer.callback_metrics.items()) if seen or k[:4] != "val/"},
         }
         write_text(self.file, "\n".join([*kept, json.dumps(row)]) + "\n")
         self.report(json.dumps(row))
@@ -157,6 +160,7 @@ def train(
             precision=settings.precision,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip or None,
+            check_val_every_n_epoch=settings.validate_every,
             accelerator="auto",
             devices=1,  # the run folder, the log and the evaluation are still those of one process
             callbacks=[StepSeed(settings.seed), *shown, *callbacks, log, saver],

@@ -29,6 +29,7 @@ class RunSettings:
         seed: of everything: initialisation, order, augmentation, dropout.
         accumulate: batches whose gradients make one step.
         clip: the gradient's largest norm, 0 = not clipped.
+        validate_every: epochs between two validations; the last epoch is one of them.
         checkpoint_steps: a checkpoint every so many steps (besides each epoch's end): what a kill can cost.
         threads: of torch, 0 = as the machine says.
     """
@@ -38,14 +39,18 @@ class RunSettings:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accumulate: int = 1
     clip: float = 0.0
+    validate_every: int = 1
     checkpoint_steps: int = 200
     threads: int = 0
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "seed": 0, "accumulate": 1, "clip": 0, "checkpoint_steps": 1, "threads": 0}
-        for name, value in least.items():
+        ones, zeros = ("epochs", "accumulate", "validate_every", "checkpoint_steps"), ("seed", "clip", "threads")
+        for name, value in (dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0)).items():
             if getattr(self, name) < value:
                 raise OptionError(f"run.{name}={getattr(self, name)} is not allowed; allowed: {value} or more")
+        if self.epochs % self.validate_every:
+            told = f"run.validate_every={self.validate_every} with run.epochs={self.epochs}"
+            raise OptionError(f"{told} is not allowed; allowed: a divisor of it")
 
 
 @dataclass(frozen=True, kw_only=True)

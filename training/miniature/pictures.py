@@ -16,11 +16,19 @@ SETTINGS = {"image_set": {"task.init_args.network.options.num_classes": CLASSES}
 
 
 def picture(seed: int, *, size: tuple[int, int] = (24, 24), grey: bool = False, label: int = 0) -> np.ndarray:
-    """Return a smooth random picture (H, W, 3) or (H, W) uint8 whose brightness tells its label."""
+    """Return a smooth random picture (H, W, 3) or (H, W) uint8 whose brightness tells its label.
+
+    So do its stripes, which networks see whose norms take brightness away: none, along the rows, along the columns.
+    """
     random = np.random.default_rng(seed)
     coarse = random.uniform(0, 150, (4, 4) if grey else (4, 4, 3)) + 40 * label
-    image = Image.fromarray(coarse.clip(0, 255).astype(np.uint8))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    smooth = Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    pixels = np.asarray(smooth)
+    if not label:
+        return pixels
+    along = np.arange(size[label - 1]) // 3 % 2 * 40
+    stripes = along[:, None] if label == 1 else along[None, :]
+    return np.clip(pixels + (stripes if grey else stripes[..., None]), 0, 255).astype(np.uint8)
 
 
 def encoded(pixels: np.ndarray, form: str = "JPEG") -> bytes:
