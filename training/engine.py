@@ -1,7 +1,7 @@
 """The one training engine: a recipe in, a run folder out. Lightning does the loop; this file makes it repeatable.
 
 A run folder holds `recipe.yaml` (as resolved), `run.json` (versions, data fingerprint), `log.jsonl` (a line an epoch),
-`last.ckpt` (to resume) and, when finished, `model.safetensors`.
+`last.ckpt` (to resume) and, when finished, `scores.csv` (the last evaluation, case by case) and `model.safetensors`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..errors import SvdHubError
 from . import console
 from . import recipe as recipes
 from .saving import Saver, WholeFiles, stop_signals, write_text
+from .scores import CaseScores
 from .seeding import StepSeed
 from .twins import record_of_twin
 
@@ -54,9 +55,8 @@ class EpochLog(Checkpoint):
             return
         lines = self.file.read_text().splitlines() if self.file.is_file() else []
         kept = [line for line in lines if json.loads(line)["epoch"] < trainer.current_epoch]
-        seen = (trainer.current_epoch + 1) % (
-            trainer.check_val_every_n_epoch or 1
-        ) == 0  # others are of an epoch before
+        every = trainer.check_val_every_n_epoch or 1
+        seen = (trainer.current_epoch + 1) % every == 0  # else val/ is still that of an epoch before
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
@@ -154,7 +154,8 @@ def train(
     _record(recipe, data, run / "run.json")
     with console.quiet(), stop_signals() as stop:
         shown = [console.Bar()] if progress and console.watched() else []
-        log, saver = EpochLog(run / "log.jsonl", report), Saver(last, steps=settings.checkpoint_steps, stop=stop)
+        log, scores = EpochLog(run / "log.jsonl", report), CaseScores(run / "scores.csv")
+        saver = Saver(last, steps=settings.checkpoint_steps, epochs=settings.checkpoint_epochs, stop=stop)
         trainer = pl.Trainer(
             max_epochs=settings.epochs,
             precision=settings.precision,
@@ -163,10 +164,11 @@ def train(
             check_val_every_n_epoch=settings.validate_every,
             accelerator="auto",
             devices=1,  # the run folder, the log and the evaluation are still those of one process
-            callbacks=[StepSeed(settings.seed), *shown, *callbacks, log, saver],
+            callbacks=[StepSeed(settings.seed), *shown, *callbacks, log, scores, saver],
             plugins=[WholeFiles()],
             logger=False,
             default_root_dir=run,
+            benchmark=torch.cuda.is_available(),  # cuDNN's choice of an algorithm: 3D convolutions differ by much
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,

@@ -30,7 +30,8 @@ class RunSettings:
         accumulate: batches whose gradients make one step.
         clip: the gradient's largest norm, 0 = not clipped.
         validate_every: epochs between two validations; the last epoch is one of them.
-        checkpoint_steps: a checkpoint every so many steps (besides each epoch's end): what a kill can cost.
+        checkpoint_steps: a checkpoint every so many steps (besides epochs' ends): what a kill can cost.
+        checkpoint_epochs: a checkpoint at the end of every so many epochs, and of the last.
         threads: of torch, 0 = as the machine says.
     """
 
@@ -41,11 +42,12 @@ class RunSettings:
     clip: float = 0.0
     validate_every: int = 1
     checkpoint_steps: int = 200
+    checkpoint_epochs: int = 1
     threads: int = 0
 
     def __post_init__(self) -> None:
-        ones, zeros = ("epochs", "accumulate", "validate_every", "checkpoint_steps"), ("seed", "clip", "threads")
-        for name, value in (dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0)).items():
+        ones = ("epochs", "accumulate", "validate_every", "checkpoint_steps", "checkpoint_epochs")
+        for name, value in (dict.fromkeys(ones, 1) | dict.fromkeys(("seed", "clip", "threads"), 0)).items():
             if getattr(self, name) < value:
                 raise OptionError(f"run.{name}={getattr(self, name)} is not allowed; allowed: {value} or more")
         if self.epochs % self.validate_every:

@@ -94,6 +94,7 @@ class Classification(pl.LightningModule):
             layout = torch.channels_last if network.form == "planar" else torch.channels_last_3d
             self.network.to(memory_format=layout)  # type: ignore[call-overload]
         self.validation: list[tuple[Tensor, Tensor]] = []
+        self.scores: list[dict[str, float]] = []  # of the last evaluation, case by case; of two classes
         self.sums = torch.zeros(3)  # of this epoch's training batches: loss, hits, images
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,7 +116,9 @@ class Classification(pl.LightningModule):
         loss = F.cross_entropy(logits, label, weight=self.weights, label_smoothing=self.label_smoothing)
         check_finite(loss, self, batch_idx)
         hits = (logits.detach().argmax(1) == label).sum()
-        self.sums += torch.stack([loss.detach() * len(label), hits, hits.new_tensor(len(label))]).to(self.sums)
+        self.sums = self.sums.to(loss.device) + torch.stack(
+            [loss.detach() * len(label), hits, hits.new_tensor(len(label))]
+        )
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -143,6 +146,9 @@ class Classification(pl.LightningModule):
 
         logits, labels = (torch.cat(parts) for parts in zip(*self.validation, strict=True))
         self.validation.clear()
+        if logits.shape[1] == 2:
+            shares = logits.softmax(1)[:, 1].tolist()
+            self.scores = [{"label": y, "score": p} for y, p in zip(labels.tolist(), shares, strict=True)]
         self.log_dict({f"val/{k}": v for k, v in classification_metrics(logits, labels).items()})
 
     def configure_optimizers(self) -> Any:
