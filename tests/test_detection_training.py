@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-import yaml
+from helpers_recipes import RECIPES as ALL
+from helpers_recipes import commands_of, table_of, text_of
 from safetensors.torch import load_file
 from test_training import At, forked, kill, log, resume, same
 from torch import Tensor, nn
@@ -35,9 +35,7 @@ from svd_hub.training.tasks.optimiser import Optimiser
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"  # data sets that lie beside a checkout; what needs them is marked slow
-RECIPES = sorted(
-    path.stem for path in (ROOT / "training" / "recipes").glob("*.yaml") if path.stem[:4] in ("coco", "deep")
-)
+RECIPES = [name for name in ALL if name[:4] in ("coco", "deep")]
 FOLDER = "data.init_args.folder"
 OPTIONS = "task.init_args.network.options"
 INIT = "task.init_args.network.init"
@@ -108,17 +106,10 @@ def test_what_comes_out_is_the_detector_that_the_recipe_says(here: Path, name: s
     assert found[0].boxes.shape[1] == 4
 
 
-def headers(name: str) -> list[list[str]]:
-    """The commands in the comments of a recipe, as a shell would take them apart."""
-    lines = (ROOT / "training" / "recipes" / f"{name}.yaml").read_text().splitlines()
-    text = "\n".join(line.removeprefix("#").strip() for line in lines if line.startswith("#")).replace("\\\n", " ")
-    return [shlex.split(line) for line in text.splitlines() if line.startswith("svd-hub train ")]
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_commands_in_a_recipe_are_commands_of_it(here: Path, name: str) -> None:
     """Each variant that a header names can be built; none writes into the run folder of another."""
-    commands = headers(name)
+    commands = commands_of(name)
     assert commands[0][:4] == ["svd-hub", "train", name, "--data"]
     runs = []
     for command in commands:
@@ -145,7 +136,7 @@ def test_a_family_differs_in_what_its_header_says(name: str) -> None:
     """ "To the letter but for": held to the letter."""
 
     def rest(recipe: str) -> dict[str, Any]:
-        table: dict[str, Any] = yaml.safe_load((ROOT / "training" / "recipes" / f"{recipe}.yaml").read_text())
+        table = table_of(recipe)
         network = table["task"]["init_args"]["network"]
         for part, key in ((table, "name"), (table, "summary"), (table, "expected"), (network, "init")):
             part.pop(key, None)
@@ -157,8 +148,7 @@ def test_a_family_differs_in_what_its_header_says(name: str) -> None:
 
     base = "coco_resnet3d18" if name.startswith("coco") else "deeplesion_p3d63"
     assert rest(name) == rest(base)
-    text = (ROOT / "training" / "recipes" / f"{name}.yaml").read_text()
-    assert name == base or f"{base}.yaml, to the letter" in text
+    assert name == base or f"{base}.yaml, to the letter" in text_of(name)
 
 
 def test_a_lesion_recipe_starts_from_the_coco_recipe_it_names() -> None:

@@ -112,7 +112,7 @@ def test_table_2_comes_out_to_the_last_printed_digit() -> None:
                 assert cell.difference == 0
                 counted += 1
         assert one.cells["top1"].here is None
-    assert counted == 10
+    assert counted == 12
     assert [one.name for one in found.lines] == [row.name for row in read_paper("table2").rows]
 
 

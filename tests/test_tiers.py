@@ -12,6 +12,7 @@ from typing import Any
 import miniature as tests_recipe
 import pytest
 import torch
+from helpers_recipes import RECIPES
 from test_training import At, forked, kill, log, same
 
 import svd_hub
@@ -23,8 +24,6 @@ from svd_hub.training.evaluation import evaluate_entry
 from svd_hub.training.expected import TIERS, Tier
 from svd_hub.training.miniature import pictures
 from svd_hub.training.reproduce.tiers import reproduce
-
-RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "training" / "recipes").glob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)

@@ -456,6 +456,19 @@ def test_weight_decay_of_norms_can_be_left_out() -> None:
         assert all(factor(i) >= factor(i + 1) for i in range(2, 10))
 
 
+def test_epochs_without_validation_log_no_metric_of_another(here: Path, whole: Any, tmp_path: Path) -> None:
+    """The last epoch is always validated; what is trained does not depend on it."""
+    run(here, "noisy", tmp_path / "run", overrides={"run.validate_every": 2})
+    first, last = log(tmp_path / "run")
+    assert not [key for key in first if key.startswith("val/")]
+    assert last == log(whole("noisy"))[-1]
+    assert same(tmp_path / "run", whole("noisy"))
+    with pytest.raises(
+        SvdHubError, match=r"run\.validate_every=2 with run\.epochs=3 is not allowed; allowed: a divisor"
+    ):
+        recipes.read(str(here / "plain.yaml"), {"run.epochs": 3, "run.validate_every": 2})
+
+
 # ---- recipes -------------------------------------------------------------------------------------------------------
 
 SHIPPED = sorted(path.stem for path in (ROOT / "training" / "recipes").glob("*.yaml"))
