@@ -12,6 +12,7 @@ from typing import Any
 from ...errors import SvdHubError
 from ..expected import leaves
 
+SCORES = "scores.csv"
 INIT = "task.init_args.network.init"
 # What may differ between runs of one arm: its seeds and splits, and what changes no number.
 FREE = (
@@ -33,6 +34,7 @@ class Run:
         split: the settings that say which cases are evaluated, as text; "" = the recipe's data have one split.
         settings: all others, flat.
         metrics: of the last epoch, by their names in the log.
+        scores: what its last evaluation gave each case; None = it did not say.
     """
 
     folder: Path
@@ -42,10 +44,13 @@ class Run:
     split: str
     settings: Mapping[str, str]
     metrics: Mapping[str, float]
+    scores: Path | None = None
 
 
 def read_runs(folder: Path) -> tuple[list[Run], list[Path]]:
     """Return the finished runs at any depth under a folder, and the folders of runs that are not finished.
+
+    A finished run has its network, or at least the scores of its last evaluation: a study may keep those alone.
 
     Raises:
         SvdHubError: there is no run at all, or one that is damaged.
@@ -55,7 +60,7 @@ def read_runs(folder: Path) -> tuple[list[Run], list[Path]]:
     places = sorted(file.parent for file in folder.rglob("run.json") if (file.parent / "recipe.yaml").is_file())
     if not places:
         raise SvdHubError(f"no run is in {folder}: no run.json with a recipe.yaml beside it, at any depth")
-    finished = [place for place in places if (place / "model.safetensors").is_file()]
+    finished = [place for place in places if any((place / name).is_file() for name in ("model.safetensors", SCORES))]
     return [_run(place) for place in finished], [place for place in places if place not in finished]
 
 
@@ -80,6 +85,7 @@ def _run(folder: Path) -> Run:
         split=", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items() if _evaluated(key)),
         settings={k: v for k, v in settings.items() if k not in FREE and not _chooses_cases(k)},
         metrics={key: float(value) for key, value in row.items() if key.startswith(("train/", "val/", "test/"))},
+        scores=folder / SCORES if (folder / SCORES).is_file() else None,
     )
 
 
