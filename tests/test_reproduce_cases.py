@@ -1,4 +1,4 @@
-"""Runs that say what each case got: pooled over folds, tested over patients; and the tables that have further starts."""
+"""Runs that say what each case got: pooled over folds, tested over patients; and the tables with further starts."""
 
 from __future__ import annotations
 
@@ -107,11 +107,8 @@ def test_dice_is_the_mean_of_the_organs_that_are_annotated(tmp_path: Path) -> No
     tables[:, 5] = np.nan
     for name, table in zip("ab", tables, strict=True):
         (tmp_path / name).mkdir()
-        write(
-            tmp_path / name,
-            [(f"c{k}", f"p{k // 3}", *row) for k, row in enumerate(table)],
-            ["case", "patient", "l", "k"],
-        )
+        rows = [(f"c{k}", f"p{k // 3}", *row) for k, row in enumerate(table)]
+        write(tmp_path / name, rows, ["case", "patient", "liver", "kidneys"])
     arms = [pool([tmp_path / name / "scores.csv"]) for name in "ab"]
     found = difference(*([arm] for arm in arms if arm is not None))
     there = [k for k in range(12) if k != 5]

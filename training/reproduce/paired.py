@@ -98,12 +98,12 @@ def difference(ours: Sequence[Pooled], other: Sequence[Pooled], *, resamples: in
     if any((one.labels, one.patients) != (first.labels, first.patients) for one in (*ours, *other)):
         return None
     cases = sorted(first.values)
-    arms = [np.array([[one.values[case] for case in cases] for one in arm]) for arm in (ours, other)]
+    one, two = (np.array([[seed.values[case] for case in cases] for seed in arm]) for arm in (ours, other))
     patients = [first.patients[case] for case in cases]
     try:
         if first.labels:
             labels = [first.labels[case] for case in cases]
-            return paired_bootstrap(*arms, labels, patients, resamples=resamples)
-        return bootstrap_mean(arms[0].mean(0) - arms[1].mean(0), patients, resamples=resamples)
+            return paired_bootstrap(one, two, labels, patients, resamples=resamples)
+        return bootstrap_mean(one.mean(0) - two.mean(0), patients, resamples=resamples)
     except OptionError:
         return None
