@@ -14,10 +14,10 @@ import miniature
 import pytest
 import torch
 
-from svd_hub.training import engine, publish
+from svd_hub.training import engine, publish, tree
 from svd_hub.training import recipe as recipes
 from svd_hub.training.miniature import pictures
-from svd_hub.training.publish import Release, Told, tree
+from svd_hub.training.publish import Release, Told
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -38,6 +38,8 @@ def untrained(run: Path, recipe: str, overrides: dict[str, Any], **facts: Any) -
     (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = {"recipe": made.name, "versions": {"torch": torch.__version__}, "data": data.fingerprint(), "git": CLEAN}
     (run / "run.json").write_text(json.dumps({**told, **facts}))
+    network = {f"network.{name}": tensor for name, tensor in task.network.state_dict().items()}
+    torch.save({"state_dict": network}, run / "last.ckpt")
     engine.finish(made, task, data, run)
     return run
 

@@ -107,7 +107,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import helpers_publish as helpers
-from svd_hub.training.publish import folder, publishing, tree
+from svd_hub.training import tree
+from svd_hub.training.publish import folder, publishing
 from svd_hub.training.publish.release import Draft
 tree.present = lambda **_: None
 run, to, stage = sys.argv[1:]
@@ -225,7 +226,7 @@ def test_the_command_prints_a_table_that_can_be_appended(
     ours = (helpers.ROOT / "svd_hub" / "catalog.toml").read_text()
     whole = tomllib.loads(ours + out)
     assert whole["entry"].keys() - tomllib.loads(ours)["entry"].keys() == {"net"}
-    assert (whole["entry"]["net"]["licence"], whole["entry"]["net"]["notes"]) == ("MIT", ["It is small."])
+    assert (whole["entry"]["net"]["licence"], whole["entry"]["net"]["notes"][0]) == ("MIT", "It is small.")
     assert out in (tmp_path / "mirror" / "net" / "entry.toml").read_text()
     for words in ("net.golden.safetensors", "sha256 ", "auc 0.75 on", "is not stated: --dataset", "svd-hub info net"):
         assert words in err

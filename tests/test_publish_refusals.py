@@ -20,7 +20,8 @@ from synthetic import Shelf
 from svd_hub import checkpoint
 from svd_hub.catalog import all_entries
 from svd_hub.errors import OptionError, SvdHubError
-from svd_hub.training.publish import Told, golden, tree
+from svd_hub.training import tree
+from svd_hub.training.publish import Told, golden
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,18 @@ def test_a_run_of_code_that_no_commit_holds(run: Path, tmp_path: Path, git: Any,
     made = helpers.release(run, to=tmp_path / "mirror", allow_dirty=True)
     assert any(note.lower().startswith(words.lower()) for note in made.entry.notes)
     assert f"- {words[0].upper()}{words[1:]}" in made.card
+
+
+def test_a_run_that_went_on_with_other_code(run: Path, tmp_path: Path) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    for dirty in (False, True):
+        resumed = [{"versions": {"torch": "3"}}, {"git": {"commit": "e" * 40, "dirty": dirty}}]
+        (run / "run.json").write_text(json.dumps({**facts, "resumed": resumed}))
+        if dirty:
+            refused(run, tmp_path / "x", SvdHubError, "the code that trained it was changed since commit eeeeeeeeeeee")
+        else:
+            card = helpers.release(run, to=tmp_path / "mirror").card
+            assert f"- trained by commit {helpers.COMMIT}\n- trained by commit {'e' * 40}\n" in card
 
 
 def test_a_tree_that_is_not_clean_now(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

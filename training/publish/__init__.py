@@ -1,7 +1,7 @@
 """From a finished run to a release.
 
 `publishing` tells the story, one file each:
-`finished` (the run, and what of it may be shown), `tree` (the state of the code), `terms` (data and licence), `golden`
+`finished` (the run, and what of it may be shown), `code` (its state), `terms` (data and licence), `golden`
 (an input, and what the weights make of it), `weights` (the file), `entry` and `toml` (the catalogue's table), `card`,
 `release` (a release in the making), `folder` and `hub` (where it goes).
 """

@@ -18,7 +18,7 @@ from .. import recipe as recipes
 
 INIT = ("task", "init_args", "network", "init")
 FOLDER = ("data", "init_args", "folder")
-MACHINE = ("processor", "accelerator", "device", "devices", "threads")
+MACHINE = ("processor", "cores", "threads", "device")
 SPLITS = ("train", "val", "test")  # beginnings of the arguments of a data module that choose cases
 
 

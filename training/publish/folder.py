@@ -41,6 +41,8 @@ def beside(folder: Path) -> Iterator[Path]:
             _name_all(folder)  # a kill may have come between a release and its name in the overlay
         with unfinished(folder) as part:
             yield part
+    except SvdHubError:  # some of them are OSErrors, too
+        raise
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise SvdHubError(f"{folder} cannot be written: {why}. Next: make room, or --to with another folder") from error

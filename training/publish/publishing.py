@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...errors import OptionError, check_choice
-from . import entry, folder, hub, terms, tree
+from .. import tree
+from . import code, entry, folder, hub, terms
 from .finished import metrics_of, read_finished
 from .release import Draft, Release
 from .terms import Told
@@ -71,9 +72,9 @@ def publish_run(
         hub.check(place, facts.terms)
     if to is not None:
         folder.refuse_taken(to, name)
-    code, unclean = tree.checked(finished.facts, tree.present(besides=to), allow_dirty=allow_dirty)
+    said, unclean = code.checked(finished.facts, tree.present(besides=to), allow_dirty=allow_dirty)
     with _room(None if dry_run else to) as part:
-        draft = Draft(part, facts, code=code, notes=unclean)
+        draft = Draft(part, facts, code=said, notes=unclean)
         names = draft.write_weights(dtype)
         if place is not None:
             return _to_hub(draft, place, names, dry_run=dry_run)
