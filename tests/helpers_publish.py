@@ -16,6 +16,7 @@ import torch
 
 from svd_hub.training import engine, publish, tree
 from svd_hub.training import recipe as recipes
+from svd_hub.training.miniature import pictures
 from svd_hub.training.publish import Release, Told
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +47,7 @@ def untrained(run: Path, recipe: str, overrides: dict[str, Any], **facts: Any) -
 def small_run(folder: Path, **facts: Any) -> Path:
     """A run of the miniature recipe in `folder`, with its data beside it."""
     if not (folder / "set").exists():
-        miniature.image_set(folder / "set")
+        pictures.image_set(folder / "set")
         miniature.recipe(folder / "miniature.yaml")
     return untrained(folder / "run", str(folder / "miniature.yaml"), {FOLDER: str(folder / "set")}, **facts)
 

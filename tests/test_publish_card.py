@@ -13,14 +13,16 @@ from typing import Any
 import helpers_publish as helpers
 import pytest
 import yaml
-from helpers_own import SECRET, labelled
 from huggingface_hub import ModelCard
 
 from svd_hub.errors import OptionError
 from svd_hub.training import recipe as recipes
+from svd_hub.training.miniature.own import labelled
 from svd_hub.training.publish import Release, Told, against, terms
 from svd_hub.training.publish.finished import Finished, public, read_finished
 from svd_hub.training.publish.toml import header, written
+
+SECRET = "SENTINEL-4711"
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +162,7 @@ def test_other_data_have_other_terms() -> None:
 
 def test_nothing_of_a_machine_or_a_patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     helpers.clean_tree(monkeypatch)
-    table = labelled(tmp_path / SECRET)
+    table = labelled(tmp_path / SECRET, patient=SECRET)
     init = tmp_path / SECRET / "before" / "model.safetensors"
     init.parent.mkdir()
     first = helpers.small_run(tmp_path / "first")

@@ -12,7 +12,6 @@ import helpers_publish as helpers
 import miniature
 import pytest
 import torch
-from helpers_boxes import coco_set, lesion_set
 from safetensors.torch import load_file
 from test_detection_training import narrow
 
@@ -22,6 +21,8 @@ from svd_hub.catalog import all_entries
 from svd_hub.errors import SvdHubError
 from svd_hub.training import engine
 from svd_hub.training.evaluation import evaluate_entry
+from svd_hub.training.miniature import pictures
+from svd_hub.training.miniature.boxes import coco_set, lesion_set
 from svd_hub.training.publish import golden
 
 NAME = "miniature_net"
@@ -39,7 +40,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("SVD_HUB_HOME", str(folder / "cache"))
         helpers.clean_tree(patch)
         torch.set_num_threads(1)
-        miniature.image_set(folder / "set")
+        pictures.image_set(folder / "set")
         miniature.recipe(folder / "miniature.yaml")
         data = {helpers.FOLDER: str(folder / "set")}
         engine.train(str(folder / "miniature.yaml"), run=folder / "run", overrides=data, progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..errors import MissingExtraError
+from ..errors import MissingExtraError, SvdHubError
 
 Data = Annotated[Path | None, typer.Option(help="The data set's folder, or your own CSV (finetune-...).")]
 
@@ -158,23 +159,56 @@ def prepare(
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="table2 ... table7 or fig4 of the paper.")],
+    what: Annotated[str, typer.Argument(help="table2 ... table7 or fig4 of the paper; or a recipe, with --tier.")],
     runs: Annotated[
-        Path | None, typer.Option(help="A folder of finished runs; each is taken to the row it belongs to.")
+        Path | None, typer.Option(help="Of a table: a folder of finished runs; each is taken to its row.")
+    ] = None,
+    tier: Annotated[str | None, typer.Option(help="Of a recipe: smoke (seconds), mini (minutes) or full.")] = None,
+    data: Data = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Of a recipe: the run folder; default runs/RECIPE-TIER, of full runs/RECIPE.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a table of the SVD-Net paper beside what is counted and trained here, and what does not fit in it."""
+    """Show a table of the paper beside what is counted and trained here; or train a recipe, and judge what comes out.
+
+    A recipe that ends outside of the range it states ends with exit code 1.
+    """
+    if tier is not None:
+        if runs is not None:
+            raise typer.BadParameter("--runs is of a table, --tier of a recipe")
+        _reproduce_recipe(what, tier, data, run, as_json=as_json)
+        return
+    if data is not None or run is not None:
+        raise typer.BadParameter("--data and --run are of a recipe: give --tier smoke, mini or full")
     from .reproduce import compare
     from .reproduce.show import as_data, render
 
-    found = compare(table, runs)
+    found = compare(what, runs)
     if as_json:
         typer.echo(json.dumps(as_data(found), indent=1))
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     for part in render(found):
         console.print(part, soft_wrap=isinstance(part, Text))  # a command is never cut in two
+
+
+def _reproduce_recipe(name: str, tier: Any, data: Path | None, run: Path | None, *, as_json: bool) -> None:
+    from .reproduce.tiers import reproduce as do
+
+    stem = Path(name).stem
+    folder = run or Path("runs") / (stem if tier == "full" else f"{stem}-{tier}")
+    try:
+        found = do(name, tier, run=folder, data=data, report=functools.partial(typer.echo, err=True))
+    except KeyboardInterrupt:
+        typer.echo("stopped. Next: the same command goes on", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(found), "line": found.line}, indent=1))
+    if found.passed is False:
+        raise SvdHubError(found.line)
+    if not as_json:
+        typer.echo(found.line)
 
 
 def _needs_extra(command: Callable[..., None]) -> Callable[..., None]:
