@@ -34,7 +34,11 @@ def train(
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeat.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, to the bit.")] = None,
 ) -> None:
-    """Train by a recipe; Ctrl-C stops it, --resume goes on."""
+    """Train by a recipe; Ctrl-C stops it, --resume goes on.
+
+    What is kept is the last epoch, in RUN/model.safetensors; which epoch was the best is told at the end. stdout has a
+    JSON line an epoch and then the result's path, stderr what is for a person.
+    """
     overrides = _pairs(override or [])
     if data is not None:
         overrides["data.init_args.folder"] = str(data.absolute())
@@ -48,7 +52,16 @@ def train(
 
     folder = resume or run or Path("runs") / Path(recipe).stem
     try:
-        typer.echo(engine.train(recipe, run=folder, overrides=overrides, resume=resume is not None, report=typer.echo))
+        typer.echo(
+            engine.train(
+                recipe,
+                run=folder,
+                overrides=overrides,
+                resume=resume is not None,
+                report=typer.echo,
+                tell=functools.partial(typer.echo, err=True),
+            )
+        )
     except KeyboardInterrupt:
         typer.echo(f"stopped. Next: svd-hub train --resume {folder}", err=True)
         raise typer.Exit(130) from None
