@@ -25,7 +25,7 @@ from svd_hub.training.data.organs import CaseFiles, OrganVolumes, labels_on
 from svd_hub.training.data.patches import Augmentation, Case, Patches, affine, cut
 from svd_hub.training.evaluation import evaluate_entry, segmentation_metrics, sliding_window
 from svd_hub.training.miniature.organs import SIDES, TABLE, anatomy, nifti, organ_set
-from svd_hub.training.release import publish_run
+from svd_hub.training.publish import publish_run
 from svd_hub.training.tasks import Segmentation
 from svd_hub.training.tasks.classification import Network
 from svd_hub.training.tasks.optimiser import Optimiser
@@ -379,15 +379,17 @@ def test_it_measures_what_the_log_says_through_its_own_preprocessing(here: Path,
 
 
 def test_a_release_of_whole_volumes(whole: Path, tmp_path: Path) -> None:
-    facts = publish_run(whole, "net", tmp_path)
-    golden = load_file(tmp_path / "net.golden.safetensors")
-    model = svd_hub.load(tmp_path / facts["file"])
+    made = publish_run(whole, "net", to=tmp_path, allow_dirty=True)
+    golden = load_file(tmp_path / "net" / "net.golden.safetensors")
+    model = svd_hub.load(tmp_path / "net" / made.entry.source.file)
     with torch.inference_mode():
         output = model(golden["input"].float())
     assert output.shape == (1, 4, 16, 32, 32)
     assert float((output - golden["output"]).abs().max()) < 1e-3
     assert float(golden["output"].std()) > 0
-    assert facts["log"]["dice"] == log(whole)[-1]["val/dice"]
+    assert {metric.name: metric.value for metric in made.entry.metrics}["dice"] == log(whole)[-1]["val/dice"]
+    assert made.entry.inference == model.inference
+    assert made.entry.outputs == "(N, 4, D, H, W) logits: background, liver, spleen, kidneys"
 
 
 # ---- what it starts from -------------------------------------------------------------------------------------------

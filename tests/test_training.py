@@ -589,7 +589,9 @@ def test_the_command_trains_is_stopped_and_goes_on(here: Path, tmp_path: Path) -
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert json.loads(first)["epoch"] == 0
-    assert err == f"stopped. Next: svd-hub train --resume {folder}\n"
+    *header, stopped = err.splitlines()
+    assert [line.split(":")[0] for line in header] == ["data", "network", "run"]
+    assert stopped == f"stopped. Next: svd-hub train --resume {folder}"
     done = len(log(folder))
     assert len(out.splitlines()) + 1 == done < 60
     text = (folder / "recipe.yaml").read_text()
@@ -600,7 +602,8 @@ def test_the_command_trains_is_stopped_and_goes_on(here: Path, tmp_path: Path) -
         arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr == ""  # no word of Lightning, no bar
+    told = [line.split(":")[0] for line in ended.stderr.splitlines()]
+    assert told == ["data", "network", "run", "kept", "Next"]  # no word of Lightning, no bar
     *rows, last = ended.stdout.splitlines()
     assert [json.loads(row)["epoch"] for row in rows] == [done]
     assert last == str(folder / "model.safetensors")

@@ -34,7 +34,11 @@ def train(
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeat.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, to the bit.")] = None,
 ) -> None:
-    """Train by a recipe; Ctrl-C stops it, --resume goes on."""
+    """Train by a recipe; Ctrl-C stops it, --resume goes on.
+
+    What is kept is the last epoch, in RUN/model.safetensors; which epoch was the best is told at the end. stdout has a
+    JSON line an epoch and then the result's path, stderr what is for a person.
+    """
     overrides = _pairs(override or [])
     if data is not None:
         overrides["data.init_args.folder"] = str(data.absolute())
@@ -48,7 +52,16 @@ def train(
 
     folder = resume or run or Path("runs") / Path(recipe).stem
     try:
-        typer.echo(engine.train(recipe, run=folder, overrides=overrides, resume=resume is not None, report=typer.echo))
+        typer.echo(
+            engine.train(
+                recipe,
+                run=folder,
+                overrides=overrides,
+                resume=resume is not None,
+                report=typer.echo,
+                tell=functools.partial(typer.echo, err=True),
+            )
+        )
     except KeyboardInterrupt:
         typer.echo(f"stopped. Next: svd-hub train --resume {folder}", err=True)
         raise typer.Exit(130) from None
@@ -79,12 +92,53 @@ def evaluate(
 def publish(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     name: Annotated[str, typer.Argument(help="The entry's name.")],
-    to: Annotated[Path, typer.Option(help="The folder the release is written to.")],
+    to: Annotated[Path | None, typer.Option(help="A folder: a mirror that SVD_HUB_MIRROR serves.")] = None,
+    repo: Annotated[str | None, typer.Option(help="Or a repository of the Hugging Face Hub, ORG/NAME.")] = None,
+    private: Annotated[bool, typer.Option(help="A new repository is seen by its owners alone.")] = False,
+    dtype: Annotated[str, typer.Option(help="fp16 or fp32, of the weights on the disk.")] = "fp16",
+    metric: Annotated[list[str] | None, typer.Option(help="Of the log; repeat. Default all of evaluation.")] = None,
+    summary: Annotated[str | None, typer.Option(help="What these weights are, in one line.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="What they were trained on.")] = None,
+    data_licence: Annotated[str | None, typer.Option(help="The terms of the data.")] = None,
+    citation: Annotated[str | None, typer.Option(help="Whom to cite for the data.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the weights, an SPDX name.")] = None,
+    note: Annotated[list[str] | None, typer.Option(help="A limit that a user should know; repeat.")] = None,
+    allow_dirty: Annotated[bool, typer.Option(help="Publish what no commit holds; the card says so.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Show what would be written, card and all; keep nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Turn a finished run into a release: fp16 safetensors, golden input and output, hash and size."""
-    from .release import publish_run
+    """Turn a finished run into a release: weights, golden output, log, recipe, card, hashes.
 
-    typer.echo(json.dumps(publish_run(run, name, to), indent=1))
+    What is printed is the catalogue's table (svd-hub publish ... >> svd_hub/catalog.toml); the rest goes to stderr.
+    """
+    from . import publish as publishing
+
+    told = publishing.Told(
+        summary=summary,
+        dataset=dataset,
+        data_licence=data_licence,
+        citation=citation,
+        licence=licence,
+        notes=tuple(note or ()),
+    )
+    made = publishing.publish_run(
+        run,
+        name,
+        to=to,
+        repo=repo,
+        private=private,
+        dtype=dtype,
+        metrics=metric or (),
+        told=told,
+        allow_dirty=allow_dirty,
+        dry_run=dry_run,
+    )
+    if as_json:
+        typer.echo(json.dumps(publishing.as_data(made), indent=1))
+        return
+    for line in publishing.lines(made, to=to, repo=repo, dry_run=dry_run):
+        typer.echo(line, err=True)
+    typer.echo(made.text, nl=False)
 
 
 def prepare(

@@ -108,6 +108,7 @@ def upstream(source: Source) -> str:
         "gdrive": f"Google Drive file {source.id}",
         "hf": f"huggingface.co/{source.repo}@{source.revision[:12]}/{source.file}",
         "folder": transport.public_url(source.url),
+        "mirror": "a release folder",
     }.get(source.kind, source.kind)
 
 
