@@ -254,6 +254,15 @@ def test_a_folder_of_another_run_is_refused(recipe: Path, tmp_path: Path) -> Non
         reproduce(str(recipe), "full", run=tmp_path / "other", data=data)
 
 
+def test_a_run_that_came_to_nothing_is_no_other_run(recipe: Path, tmp_path: Path) -> None:
+    """It ended before its first checkpoint; the corrected tier takes its place."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(recipes.read(str(recipe), {"run.seed": 9}).text)
+    assert reproduce(str(recipe), "smoke", run=run).passed
+    assert found_seed(run) == 0
+
+
 def test_the_test_split_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lesion detector's table is of another split than its log."""
     table = table_of("deeplesion_resnet3d18")
