@@ -90,7 +90,7 @@ def _list_recipes() -> None:
 
 
 def evaluate(
-    name: Annotated[str, typer.Argument(help="An entry, or a .safetensors file with --recipe.")],
+    name: Annotated[str, typer.Argument(help="An entry, a run folder, or a .safetensors file with --recipe.")],
     data: Data = None,
     recipe: Annotated[str | None, typer.Option(help="Whose data set; default the entry's own recipe.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeat.")] = None,
@@ -103,11 +103,13 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result, indent=1))
         return
+    many = "" if result["examples"] == 1 else "s"
+    typer.echo(f"{result['name']} on {result['examples']} image{many}, split {result['split']} of {result['recipe']}")
     for metric, value in result["metrics"].items():
         card = result["card"].get(metric)
         typer.echo(
             f"{metric:>8} {value:.4f}"
-            + (f"   card {card:.4f}, difference {value - card:+.4f}" if card is not None else "")
+            + (f"   card {card:.4f}, difference {round(value - card, 4) + 0.0:+.4f}" if card is not None else "")
         )
 
 
