@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import MissingExtraError, SvdHubError
+from .shelf import recipe_path, summaries
 
 Data = Annotated[Path | None, typer.Option(help="The data set's folder, or your own CSV (finetune-...).")]
 
@@ -30,15 +31,20 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")] = "",
     data: Data = None,
     run: Annotated[Path | None, typer.Option(help="The run folder; default runs/RECIPE.")] = None,
-    init: Annotated[str | None, typer.Option(help="Start from this entry, or 'none'.")] = None,
+    init: Annotated[str | None, typer.Option(help="Start from this entry or .safetensors file, or 'none'.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeat.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, to the bit.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the recipe with every key and train nothing.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
 ) -> None:
     """Train by a recipe; Ctrl-C stops it, --resume goes on.
 
     What is kept is the last epoch, in RUN/model.safetensors; which epoch was the best is told at the end. stdout has a
     JSON line an epoch and then the result's path, stderr what is for a person.
     """
+    if list_ or not (recipe or resume or run):
+        _list_recipes()
+        return
     overrides = _pairs(override or [])
     if data is not None:
         overrides["data.init_args.folder"] = str(data.absolute())
@@ -48,6 +54,15 @@ def train(
         raise typer.BadParameter("a recipe, or --resume RUN")
     if resume is not None and (recipe or run):
         raise typer.BadParameter("--resume takes recipe and folder from the run: leave RECIPE and --run out")
+    if resume is None:  # what needs no library is told without one
+        recipe_path(recipe)
+        if data is not None and not data.exists():
+            raise SvdHubError(f"--data {data} does not exist. Next: check the path")
+    if show:
+        from .recipe import read
+
+        typer.echo(read(recipe or str(Path(resume or "") / "recipe.yaml"), overrides).text, nl=False)
+        return
     from . import engine
 
     folder = resume or run or Path("runs") / Path(recipe).stem
@@ -67,8 +82,16 @@ def train(
         raise typer.Exit(130) from None
 
 
+def _list_recipes() -> None:
+    found = summaries()
+    width = max(map(len, found))
+    for name, summary in found.items():
+        typer.echo(f"{name:<{width}}  {summary}")
+    typer.echo(f"{len(found)} recipes. Next: svd-hub train RECIPE --data DATA; its keys: svd-hub train RECIPE --show")
+
+
 def evaluate(
-    name: Annotated[str, typer.Argument(help="An entry, or a .safetensors file with --recipe.")],
+    name: Annotated[str, typer.Argument(help="An entry, a run folder, or a .safetensors file with --recipe.")],
     data: Data = None,
     recipe: Annotated[str | None, typer.Option(help="Whose data set; default the entry's own recipe.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeat.")] = None,
@@ -81,11 +104,13 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result, indent=1))
         return
+    many = "" if result["examples"] == 1 else "s"
+    typer.echo(f"{result['name']} on {result['examples']} image{many}, split {result['split']} of {result['recipe']}")
     for metric, value in result["metrics"].items():
         card = result["card"].get(metric)
         typer.echo(
             f"{metric:>8} {value:.4f}"
-            + (f"   card {card:.4f}, difference {value - card:+.4f}" if card is not None else "")
+            + (f"   card {card:.4f}, difference {round(value - card, 4) + 0.0:+.4f}" if card is not None else "")
         )
 
 

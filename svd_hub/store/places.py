@@ -13,7 +13,6 @@ from .. import transport
 from ..catalog import Entry, Source, all_entries
 from ..errors import DownloadError, OptionError
 
-
 RELEASES = Path(__file__).resolve().parents[2] / "releases"  # of a checkout; see `svd-hub publish`
 
 
