@@ -75,9 +75,11 @@ def narrow(here: Path, name: str, **changes: Any) -> dict[str, Any]:
     return {**NARROW, **two, FOLDER: str(here / name.split("_")[0]), **changes}
 
 
-def train(here: Path, name: str, folder: Path, *, callbacks: Any = (), **changes: Any) -> Path:
+def train(
+    here: Path, name: str, folder: Path, *, callbacks: Any = (), tell: Any = lambda line: None, **changes: Any
+) -> Path:
     overrides = narrow(here, name, **changes)
-    return engine.train(name, run=folder, overrides=overrides, progress=False, callbacks=callbacks)
+    return engine.train(name, run=folder, overrides=overrides, progress=False, callbacks=callbacks, tell=tell)
 
 
 # ---- recipes -------------------------------------------------------------------------------------------------------
@@ -85,8 +87,11 @@ def train(here: Path, name: str, folder: Path, *, callbacks: Any = (), **changes
 
 @pytest.mark.parametrize("name", ["coco_mp3d63", "deeplesion_p3d63"])
 def test_what_comes_out_is_the_detector_that_the_recipe_says(here: Path, name: str, tmp_path: Path) -> None:
-    file = train(here, name, tmp_path / "run", **{"run.epochs": 1})
+    lines: list[str] = []
+    file = train(here, name, tmp_path / "run", tell=lines.append, **{"run.epochs": 1})
     (row,) = log(tmp_path / "run")
+    assert "images of any size" in lines[0]
+    assert f"kept: the last epoch, 0, val/{'ap' if name.startswith('coco') else 'froc'} " in lines[3]
     assert row["train/loss"] == pytest.approx(sum(row[f"train/{n}"] for n in LOSSES), abs=1e-5)
     assert 0 <= row["val/ap" if name.startswith("coco") else "val/froc"] <= 1
     model = svd_hub.load(file)

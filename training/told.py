@@ -14,7 +14,14 @@ from . import recipe as recipes
 Tell = Callable[[str], None]
 OPTIONS = recipes.OPTIONS
 SIZES = ("encoder", "variant", "depth", "width", "init_filters")  # the options that say how large a network is
-BEST = ("auc", "dice", "ap", "top1", "loss")  # by which of a task's metrics epochs are told apart, the first it has
+BEST = (
+    "auc",
+    "dice",
+    "ap",
+    "froc",
+    "top1",
+    "loss",
+)  # by which of a task's metrics epochs are told apart, the first it has
 MOST_NAMES = 12
 
 
@@ -82,8 +89,10 @@ def _classes(data: Any) -> str:
 
 def _input(preprocess: Mapping[str, Any]) -> str:
     size, spacing = preprocess.get("size"), preprocess.get("spacing")
-    voxels = "x".join(map(str, size or preprocess["minimum"]))
-    told = f"{'input' if size else 'patches'} {voxels} voxels, {preprocess['modality']}"
+    if sides := size or preprocess.get("minimum"):
+        told = f"{'input' if size else 'patches'} {'x'.join(map(str, sides))} voxels, {preprocess['modality']}"
+    else:  # a detector's images have their own
+        told = f"images of any size, {preprocess['modality']}"
     return told + (f", {'x'.join(f'{mm:g}' for mm in spacing)} mm" if spacing else "")
 
 
