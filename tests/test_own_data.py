@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 import random
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from helpers_own import SECRET, labelled, lump, masked, write_csv, write_volume
 from safetensors.torch import load_file
 from test_training import At, forked, log
 from typer.testing import CliRunner
@@ -34,11 +34,16 @@ from svd_hub.training.data.planning import Extent
 from svd_hub.training.data.splits import check_leakage, split_by_patient
 from svd_hub.training.data.table import class_order, read_table
 from svd_hub.training.evaluation import evaluate_entry
+from svd_hub.training.miniature import own as made
+from svd_hub.training.miniature.own import lump, masked, write_csv
+from svd_hub.training.miniature.volumes import write_volume
 
 FOLDER = "data.init_args.folder"
 BACKBONE = "resnet3d18w16_tinyimagenet"
 INIT = "task.init_args.network.init"
 READING = "data.init_args.reading"
+SECRET = "SENTINEL-4711"  # a patient's number: it may be in the CSV and nowhere else
+labelled = functools.partial(made.labelled, patient=SECRET)
 
 
 @pytest.fixture(autouse=True)

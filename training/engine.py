@@ -26,6 +26,7 @@ from . import recipe as recipes
 from .saving import Saver, WholeFiles, stop_signals, write_text
 from .scores import CaseScores
 from .seeding import StepSeed
+from .twins import record_of_twin
 
 Report = Callable[[str], None]
 FOLDER = "data.init_args.folder"
@@ -54,11 +55,13 @@ class EpochLog(Checkpoint):
             return
         lines = self.file.read_text().splitlines() if self.file.is_file() else []
         kept = [line for line in lines if json.loads(line)["epoch"] < trainer.current_epoch]
+        every = trainer.check_val_every_n_epoch or 1
+        seen = (trainer.current_epoch + 1) % every == 0  # else val/ is still that of an epoch before
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "seconds": round(time.monotonic() - self.begun, 1),
-            **{k: round(float(v), 6) for k, v in sorted(trainer.callback_metrics.items())},
+            **{k: round(float(v), 6) for k, v in sorted(trainer.callback_metrics.items()) if seen or k[:4] != "val/"},
         }
         write_text(self.file, "\n".join([*kept, json.dumps(row)]) + "\n")
         self.report(json.dumps(row))
@@ -157,6 +160,7 @@ def train(
             precision=settings.precision,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip or None,
+            check_val_every_n_epoch=settings.validate_every,
             accelerator="auto",
             devices=1,  # the run folder, the log and the evaluation are still those of one process
             callbacks=[StepSeed(settings.seed), *shown, *callbacks, log, scores, saver],
@@ -197,6 +201,7 @@ def finish(recipe: recipes.Recipe, task: Any, data: Any, run: Path) -> Path:
         "preprocess": data.preprocess(mean=task.mean, std=task.std),
         "inference": {**data.inference(), **(task.inference() if hasattr(task, "inference") else {})},
         **origin,
+        **(record_of_twin(network.options) if network.architecture == "resnet2d" else {}),
     }
     checkpoint.write(target, task.network.state_dict(), record)
     return target
