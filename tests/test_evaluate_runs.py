@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_own import labelled, lump, write_volume
 from typer.testing import CliRunner
 
 import svd_hub
@@ -19,6 +18,8 @@ from svd_hub.training.commands import register
 from svd_hub.training.data.own import Reading
 from svd_hub.training.data.own_volumes import OwnVolumes
 from svd_hub.training.data.splits import split_by_patient
+from svd_hub.training.miniature.own import labelled, lump
+from svd_hub.training.miniature.volumes import write_volume
 
 BACKBONE = "resnet3d18w16_tinyimagenet"
 
