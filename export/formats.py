@@ -110,7 +110,8 @@ _ROWS = (
     ),
     Format(
         name="tensorrt",
-        summary="an engine for one kind of NVIDIA GPU and one release of TensorRT, built where it will run",
+        summary="an engine for one kind of NVIDIA GPU and one release of TensorRT, built where it will run; this "
+        "project has had no machine to build one on, so it is checked against TensorRT's bindings only",
         build="tensorrt.artifacts:build",
         runner="tensorrt.artifacts:Runner",
         model="model.plan",
