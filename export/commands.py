@@ -18,6 +18,8 @@ RUN = "run"
 class _RunsByDefault(TyperGroup):
     """`svd-hub export ENTRY ...` is `svd-hub export run ENTRY ...`."""
 
+    default = RUN  # whose options a message means
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
             args = [RUN, *args]
@@ -48,11 +50,15 @@ def run(
     calibration: Annotated[
         Path | None, typer.Option(help="int8: a folder of images as predict reads them, or of .npy arrays.")
     ] = None,
-    features: Annotated[bool, typer.Option(help="The pyramid, without a head.")] = False,
+    features: Annotated[bool, typer.Option("--features", help="The pyramid, without a head.")] = False,
     opset: Annotated[int | None, typer.Option(help="Of ONNX; default 20, for bf16 22.")] = None,
-    keep_failing: Annotated[bool, typer.Option(help="Write it even if it differs by more than is allowed.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an artifact that is there.")] = False,
-    accept_licence: Annotated[bool, typer.Option(help="Consent to a licence that asks for it.")] = False,
+    keep_failing: Annotated[
+        bool, typer.Option("--keep-failing", help="Write it even if it differs by more than is allowed.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there.")] = False,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Consent to a licence that asks for it.")
+    ] = False,
 ) -> None:
     """Export, and measure that the artifact computes what the network does; where it does not, nothing is written."""
     from .exporting import export

@@ -19,6 +19,7 @@ from rich.table import Table
 from . import __version__
 from .catalog import Entry, all_entries, get_entry, list_entries
 from .errors import OptionError, SvdHubError
+from .spoken import in_options
 
 if TYPE_CHECKING:
     from .survey import Finding
@@ -28,6 +29,7 @@ app = typer.Typer(
     help="Verified pretrained 3D networks for medical images, by name.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # the boxes of rich would say <bool> after every flag
     pretty_exceptions_enable=False,
 )
 # soft_wrap: a path or a message is never cut in two. 160: the width of a table in a pipe.
@@ -193,7 +195,9 @@ def fetch(
     report: Annotated[
         Path | None, typer.Option(help="Write here, after each entry, what was found: JSON, nothing of this machine.")
     ] = None,
-    accept_licence: Annotated[bool, typer.Option(help="Consent to every licence that asks for it.")] = False,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Consent to every licence that asks for it.")
+    ] = False,
 ) -> None:
     """Bring entries to this machine, verified and converted, so that later loads open no socket.
 
@@ -287,7 +291,9 @@ def convert(
 
 @app.command()
 def cache(
-    clean: Annotated[bool, typer.Option(help="Remove what was downloaded; it can be fetched again.")] = False,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove what was downloaded; it can be fetched again.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Only this entry.")] = None,
 ) -> None:
     """Show where the cache is and what it holds; with --clean, empty it."""
@@ -329,13 +335,22 @@ def _add_commands() -> None:
                 raise
 
 
+def _asked() -> Any:
+    """Return the command that was typed, None where there is none of that name."""
+    found: Any = typer.main.get_command(app)
+    for word in sys.argv[1:]:
+        commands = getattr(found, "commands", {})
+        found = commands.get(word, commands.get(getattr(found, "default", ""), found))
+    return found
+
+
 def _complain(error: object, word: str = "error") -> None:
-    err.print(f"{word}: {error}", style="red" if word == "error" else "yellow", markup=False)
+    err.print(f"{word}: {in_options(str(error), _asked())}", style="red" if word == "error" else "yellow", markup=False)
 
 
 def main() -> None:
     """Run the command; an error of ours is one red paragraph and exit code 1, Ctrl-C is 130."""
-    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"note: {in_options(str(message), _asked())}\n"
     _add_commands()
     try:
         app()

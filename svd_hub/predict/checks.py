@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..catalog import all_entries
+from ..catalog import Entry, all_entries
 from ..errors import OptionError
 from ..inference import Inference
 from ..preprocess import Preprocess
@@ -68,6 +68,18 @@ def _check_detector(rule: Preprocess, name: str) -> None:
             "does not fit a detector: it reads slices as they are; allowed: window, scale, mean, std, and "
             "Inference(side=...) for their size. Next: svd_hub.task_model(..., preprocess=...) with such a record"
         )
+
+
+def label_of(entry: Entry, sha256: str) -> str:
+    """Return what results call a network; a file's own name says nothing, as every run has a model.safetensors.
+
+    Args:
+        entry: the network's.
+        sha256: of the weights' file, "" for a network in memory.
+    """
+    if not sha256 or entry.name in all_entries():
+        return entry.name
+    return f"own-{entry.architecture}-{sha256[:8]}"
 
 
 def class_names(model: Any, task: str) -> tuple[str, ...]:

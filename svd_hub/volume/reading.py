@@ -109,6 +109,18 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
     return [path]
 
 
+def series_of(path: str | os.PathLike[str]) -> str:
+    """Return the SeriesInstanceUID that a DICOM file of one image belongs to; "" of one that stands for itself alone.
+
+    A file that cannot be read stands for itself: who reads it hears why.
+    """
+    try:
+        header = read_header(Path(path))
+    except VolumeError:
+        return ""
+    return header.series if header is not None and header.images == 1 else ""
+
+
 def _begins_dicom(path: Path) -> bool:
     with streams.open_regular(path) as file:
         return is_dicom(file.read(132))
