@@ -18,7 +18,7 @@ from rich.table import Table
 
 from . import __version__
 from .catalog import Entry, all_entries, get_entry, list_entries
-from .errors import OptionError, SvdHubError
+from .errors import OptionError, SvdHubError, nearest
 from .spoken import in_options
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ COMMANDS = {
     "export": "svd_hub.export.commands",
 }
 
+OWN = "a .safetensors file of your own, or a run's folder"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -138,6 +139,8 @@ def list_command(
         typer.echo(json.dumps([_fact(e) for e in entries], indent=1))
         return
     caption = f"{len(entries)} of {len(all_entries())} entries. Next: svd-hub info NAME"
+    if not entries and not list_entries(pattern):
+        caption = f"no name has {pattern!r} in it; nearest: {nearest(pattern, all_entries())}\n{caption}"
     _show(_choice(entries, f"{GET_WORDS}\n{caption}") if compatible else _overview(entries, caption))
 
 
@@ -169,10 +172,27 @@ def _choice(entries: list[Entry], caption: str) -> Table:
     return table
 
 
+def _is_own(name: str) -> bool:
+    """Return whether a name means a file or folder of the user's own."""
+    return name not in all_entries() and (name.endswith(".safetensors") or Path(name).exists())
+
+
+def _entry(name: str) -> Entry:
+    """Return an entry, or what a file of the user's own says of itself, which takes torch."""
+    if not _is_own(name):
+        return get_entry(name)
+    from .saved import entry_of_file, file_of
+
+    return entry_of_file(file_of(Path(name)))
+
+
 @app.command()
-def info(name: str, as_json: Json = False) -> None:
+def info(
+    name: Annotated[str, typer.Argument(help=f"An entry, {OWN}.")],
+    as_json: Json = False,
+) -> None:
     """Show the card of an entry: what it is, where it comes from, its licence and its preprocessing."""
-    entry = get_entry(name)
+    entry = _entry(name)
     if as_json:
         facts = dataclasses.asdict(entry)
         facts["preprocess"] = facts.pop("preprocess_data")
@@ -262,13 +282,18 @@ def _tell_terms(name: str) -> None:
 
 @app.command()
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(help="Entries; none = all that are here.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help=f"Entries, {OWN}; none = all that are here.")] = None,
 ) -> None:
-    """Hash the files on this machine again. Exit code 1 where one is damaged."""
+    """Hash the files on this machine again, and read your own. Exit code 1 where one is damaged."""
     from . import store
 
     bundled = [entry for entry in all_entries().values() if entry.source.kind == "bundled"]
-    results = store.verify([get_entry(n) for n in names] if names else bundled)
+    own = [name for name in names or () if _is_own(name)]
+    results = store.verify([get_entry(n) for n in names if n not in own] if names else bundled)
+    if own:
+        from .saved import file_of, verify_file
+
+        results += [verify_file(file_of(Path(name))) for name in own]
     results += [] if names else store.verify()
     for result in results:
         style = {"ok": "green", "absent": "dim"}.get(result.state, "red")
@@ -280,7 +305,9 @@ def verify(
 
 @app.command()
 def convert(
-    name: str, file: Path, to: Annotated[Path | None, typer.Option(help="Write it here instead.")] = None
+    name: Annotated[str, typer.Argument(help="The entry that the checkpoint belongs to.")],
+    file: Annotated[Path, typer.Argument(help="The checkpoint, as its authors published it.")],
+    to: Annotated[Path | None, typer.Option(help="Write it here instead.")] = None,
 ) -> None:
     """Check and convert a checkpoint on disk as the one of NAME, and put it into the cache."""
     from .canonical import convert_file

@@ -143,10 +143,10 @@ def test_the_report_holds_no_place_and_no_series(tmp_path: Path) -> None:
     cases += batch([folder], tmp_path / "out", series="1.2.3.4777")
     text = (tmp_path / "out" / "run.json").read_text()
     assert [case.state for case in cases] == ["failed"] * 2
-    assert "1.2.3.1777" in cases[0].error, "on the screen one can choose"
+    assert "number 1, CT" in cases[0].error, "on the screen one can choose"
     for word in ("SENTINEL", "ANNA", "777", str(tmp_path)):
         assert word not in text
-    assert json.loads(text)["cases"][0]["error"].startswith("series='...': 0 series of the folder have it")
+    assert json.loads(text)["cases"][0]["error"].startswith("series='...' is not in the folder; there are")
 
 
 @pytest.mark.parametrize(

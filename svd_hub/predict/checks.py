@@ -33,7 +33,11 @@ def task_of(model: Any) -> str:
         )
     if task == "segmentation" and (rule.modality == "RGB" or rule.fit != "crop"):
         what = "of photographs" if rule.modality == "RGB" else "of volumes that are resized whole"
-        raise OptionError(f"{name!r} is a segmenter {what}, which predict does not run; allowed: CT or MR in windows")
+        raise OptionError(
+            f"{name!r} is a segmenter {what}, which predict does not run; allowed: CT or MR in windows. Next: build it "
+            'with svd_hub.task_model(..., preprocess=svd_hub.Preprocess(modality="CT", window=(-150, 250))), or train '
+            "it with such a rule"
+        )
     if task == "detection":
         _check_detector(rule, name)
     return str(task)
