@@ -212,3 +212,39 @@ def test_a_name_that_no_terminal_can_print(tmp_path: Path, weights: Path) -> Non
     assert r"b\xff" in printed or r"b\udcff" in printed
     assert "failed" in errors
     assert svd_hub.__version__
+
+
+def test_an_export_is_not_for_predict(tmp_path: Path, three: list[Path]) -> None:
+    folder = tmp_path / "onnx"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    (folder / "model.onnx").write_bytes(b"\x08\x07")
+    for place in (folder, folder / "model.onnx"):
+        code, _, errors = command("predict", place, three[0], "--out", tmp_path / "out")
+        assert code == 1
+        assert f"{place} is an export, for an inference server; allowed: a name, a .safetensors file" in errors
+
+
+def test_notes_are_told_once_and_a_run_folder_is_a_network(tmp_path: Path, three: list[Path]) -> None:
+    net = svd_hub.load("resnet3d18w16_lidc", weights=None, width=4, depth=10)
+    (tmp_path / "run").mkdir()
+    saved(net, tmp_path / "run" / "model.safetensors")
+    code, printed, errors = command("predict", tmp_path / "run", *three, "--out", tmp_path / "out", "--no-picture")
+    assert (code, errors) == (0, "")
+    (note,) = [line for line in printed.splitlines() if "padded with" in line]
+    assert note.startswith("note: the volume is smaller than")
+    assert note.endswith("(3 of 3 inputs)")
+
+
+def test_a_silent_run_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from svd_hub.predict import commands
+
+    now = [0.0]
+    monkeypatch.setattr(commands.time, "monotonic", lambda: now[0])
+    lines = commands._Lines(2)
+    for seconds, part in ((10.0, 1), (31.0, 2), (40.0, 3), (62.0, 4)):
+        now[0] = seconds
+        lines.done(part, 9)
+    lines.step()
+    lines.done(1, 9)
+    assert capsys.readouterr().err.splitlines() == ["1/2: 2 of 9 parts done", "1/2: 4 of 9 parts done"]

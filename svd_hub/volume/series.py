@@ -227,5 +227,6 @@ def _listed(found: Sequence[Series]) -> str:
     for one in found[:_SHOWN]:
         alike = not several and (one.number is None or numbers.count(one.number) > 1)
         patient = f"patient {one.patient}, " if several else ""
-        lines.append(f"\n  {patient}{one}{f', {one.uid or 'no UID'}' if alike else ''}")
+        uid = f", {one.uid or 'no UID'}" if alike else ""
+        lines.append(f"\n  {patient}{one}{uid}")
     return ":" + "".join(lines) + (f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
