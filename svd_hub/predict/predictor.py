@@ -20,7 +20,7 @@ from ..metrics import counts_of
 from ..preprocess import Preprocess
 from ..variable_dimension import rgb_to_depth
 from ..volume import Volume, memory
-from .checks import check_entry, class_names, find_device, task_of
+from .checks import check_entry, class_names, find_device, label_of, task_of
 from .components import keep_largest
 from .crops import classifier_input
 from .detect import detect, merged, table
@@ -51,6 +51,7 @@ class Predictor:
 
     Attributes:
         model, entry, preprocess, inference, classes: what is run, and how.
+        label: what results call the network: the entry, or of a file of your own its kind and the hash's beginning.
 
     Raises:
         OptionError: no such device or dtype, or a network without one of the three tasks; and all that `load` raises.
@@ -83,6 +84,7 @@ class Predictor:
         self.entry: Any = model.entry
         self.task = task_of(model)
         self.classes = class_names(model, self.task)
+        self.label = label_of(model.entry, self.sha256)
         self.model = model.eval().to(self.device)
         self.preprocess: Preprocess = model.preprocess
         self.inference: Inference = model.inference
@@ -123,14 +125,10 @@ class Predictor:
         self.check_arguments(point=point, planes=planes, least_score=least_score, most=most)
         least, most = LEAST_SCORE if least_score is None else least_score, MOST if most is None else most
         started = time.perf_counter()
-        if self.preprocess.modality == "RGB":
-            self._refuse(spacing=spacing, axes=axes, series=series)
-            picture = to_picture(image)
-            return self._timed(self._picture(picture, least, most), started, time.perf_counter())
-        volume = to_volume(
-            image, modality=self.preprocess.modality, spacing=spacing, axes=axes, series=series, missing=missing
-        )
+        volume = self.read(image, spacing=spacing, axes=axes, series=series, missing=missing)
         read = time.perf_counter()
+        if isinstance(volume, np.ndarray):
+            return self._timed(self._picture(volume, least, most), started, read)
         with torch.inference_mode():
             if self.task == "classification":
                 result: Prediction = self._classified(volume, point)
@@ -139,6 +137,26 @@ class Predictor:
             else:
                 result = self._detected(volume, planes, least, most, done)
         return self._timed(result, started, read)
+
+    def read(
+        self,
+        image: Any,
+        *,
+        spacing: Sequence[float] | None = None,
+        axes: str | None = None,
+        series: str | int | None = None,
+        missing: str = "refuse",
+    ) -> Volume | np.ndarray:
+        """Return an image as these weights take it: a volume, or a photograph (H, W, 3) of 0..255.
+
+        Args and errors are those of a call; nothing is computed.
+        """
+        if self.preprocess.modality == "RGB":
+            self._refuse(spacing=spacing, axes=axes, series=series)
+            return to_picture(image)
+        return to_volume(
+            image, modality=self.preprocess.modality, spacing=spacing, axes=axes, series=series, missing=missing
+        )
 
     def check_arguments(self, *, point: Any, planes: Any, least_score: Any, most: Any) -> None:
         """Refuse arguments that belong to another task, or make no sense; None is allowed for each.
@@ -184,7 +202,7 @@ class Predictor:
             return out
         out = out.float()
         if not bool(torch.isfinite(out).all()):
-            step = "check the weights" if self.dtype == "float32" else "dtype='float32' (--dtype float32)"
+            step = "check the weights" if self.dtype == "float32" else "dtype='float32'"
             raise VolumeError(f"the network's output holds NaN or infinity in {self.dtype}. Next: {step}")
         return out
 
@@ -198,7 +216,7 @@ class Predictor:
 
     @property
     def _who(self) -> dict[str, Any]:
-        return {"entry": self.entry.name, "sha256": self.sha256}
+        return {"entry": self.label, "sha256": self.sha256}
 
     # ---- the tasks -------------------------------------------------------------------------------------------------
 
