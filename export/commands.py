@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from ..errors import OptionError
 from .formats import AXES, FORMATS, PRECISIONS, matrix
+from .triton.commands import register as register_triton
 
 RUN = "run"
 
@@ -142,5 +143,6 @@ def _parity_lines(told: dict[str, Any]) -> list[str]:
 
 
 def register(to: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the commands to the application."""
     to.add_typer(app)
+    register_triton(to)

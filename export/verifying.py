@@ -72,10 +72,10 @@ def verify(folder: str | os.PathLike[str], *, model: Any = None, **options: Any)
             cases=(case,),
             note=note,
         )
-    network, why = _original(found, model, options)
+    network, why = original(found, model, options)
     if network is None or run is None:
         return Verified(golden=golden, parity=None, note=why or note)
-    profile = _profile(found, network)
+    profile = profile_of(found, network)
     volumes = inputs.samples(profile.cases, getattr(network.source, "preprocess", None))
     if found.precision == "int8":  # what lies outside of what it was calibrated with is no fair question
         return Verified(golden=golden, parity=None, note="int8 is verified by its golden pair, cut from its own data")
@@ -83,8 +83,17 @@ def verify(folder: str | os.PathLike[str], *, model: Any = None, **options: Any)
     return Verified(golden=golden, parity=parity, note=why)
 
 
-def _original(found: Artifact, model: Any, options: Mapping[str, Any]) -> tuple[Network | None, str]:
-    """Return the network that an artifact was made from, or why it is not here."""
+def original(found: Artifact, model: Any, options: Mapping[str, Any]) -> tuple[Network | None, str]:
+    """Return the network that an artifact was made from, or why it is not here.
+
+    Args:
+        found: the artifact.
+        model: see `verify`.
+        options: see `verify`.
+
+    Raises:
+        CheckpointError: the model is not the one that it was made from.
+    """
     told = found.manifest.get("load")
     asked = model is not None
     if not asked:
@@ -111,7 +120,8 @@ def _original(found: Artifact, model: Any, options: Mapping[str, Any]) -> tuple[
     return network, ""
 
 
-def _profile(found: Artifact, network: Network) -> Profile:
+def profile_of(found: Artifact, network: Network) -> Profile:
+    """Return the profile that an artifact was made with."""
     told = found.manifest["profile"]
     return make_profile(
         network.source,

@@ -22,8 +22,8 @@ from ...errors import SvdHubError
 from .installation import Installation
 
 HOST = "127.0.0.1"
-READY = 180.0  # seconds to be ready in; a server loads, starts a Python or two, and tries its models once
-GRACE = 10.0  # seconds to stop in
+READY = 180.0  # seconds to be ready in: a Python with torch for each instance, and a first run of each network
+GRACE = 4.0  # seconds to stop in; nothing that is under way is worth waiting for
 _LOG = 4  # lines of the log that an error shows
 _SHARED = Path("/dev/shm")  # noqa: S108  where the Python backend lays its tensors
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG, linux/prctl.h

@@ -22,6 +22,7 @@ from . import interface
 Arrays = Mapping[str, np.ndarray]
 Done = Callable[[int, int], None]
 _IDENTITY = np.eye(3)
+_SKEW = 0.02  # what rounding in headers explains, and `Volume` puts right
 
 
 class Service:
@@ -62,8 +63,8 @@ class Service:
         self._check_size(image)
         options = {key: _plain(given[key]) for key in ("point", "planes", "least_score") if key in given}
         if self.modality == "RGB":
-            return self._answer(self.predictor(image, **options))
-        return self._answer(self.predictor(volume_of(given, self.modality), done=done, **options))
+            return answer_of(self.predictor(image, **options))
+        return answer_of(self.predictor(volume_of(given, self.modality), done=done, **options))
 
     def _check_size(self, image: np.ndarray) -> None:
         if not 0 < image.size <= self.largest_voxels:
@@ -82,15 +83,17 @@ class Service:
             for k in range(len(x))
         ]
 
-    def _answer(self, result: Prediction) -> dict[str, np.ndarray]:
-        facts = np.frombuffer(json.dumps(result.facts()).encode(), np.uint8)
-        if isinstance(result, Segmentation):
-            return {"mask": result.scan.undo(result.labels), interface.RESULT: facts}
-        if isinstance(result, Classification):
-            return {"probabilities": np.asarray(result.probabilities, np.float32), interface.RESULT: facts}
-        if isinstance(result, Detection):
-            return {**_boxes(result), interface.RESULT: facts}
-        raise TypeError(type(result).__name__)
+
+def answer_of(result: Prediction) -> dict[str, np.ndarray]:
+    """Return a prediction as the arrays that `interface.outputs` names; a mask lies on the input's own axes."""
+    facts = {interface.RESULT: np.frombuffer(json.dumps(result.facts()).encode(), np.uint8)}
+    if isinstance(result, Segmentation):
+        return {"mask": result.scan.undo(result.labels), **facts}
+    if isinstance(result, Classification):
+        return {"probabilities": np.asarray(result.probabilities, np.float32), **facts}
+    if isinstance(result, Detection):
+        return {**_boxes(result), **facts}
+    raise TypeError(type(result).__name__)
 
 
 def volume_of(given: Arrays, modality: str) -> Volume:
@@ -105,9 +108,14 @@ def volume_of(given: Arrays, modality: str) -> Volume:
     """
     spacing = _finite(given["spacing"], "spacing")
     check_spacing(spacing.tolist())
-    steps = _finite(given.get("direction", _IDENTITY), "direction").reshape(3, 3) * spacing[::-1]
+    turn = _finite(given.get("direction", _IDENTITY), "direction").reshape(3, 3)
+    if np.abs(turn.T @ turn - _IDENTITY).max() > _SKEW:
+        raise VolumeError(
+            f"direction {turn.round(3).tolist()} is none; allowed: three columns of length 1 at right angles, the axes "
+            "x, y, z. Next: send what SimpleITK's GetDirection() gives"
+        )
     affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = steps, _finite(given.get("origin", np.zeros(3)), "origin")
+    affine[:3, :3], affine[:3, 3] = turn * spacing[::-1], _finite(given.get("origin", np.zeros(3)), "origin")
     affine[:2] *= -1  # from Left and Posterior to Right and Anterior
     return Volume.from_affine(given[interface.VOLUME].transpose(2, 1, 0), affine, modality=modality)
 
