@@ -1,12 +1,13 @@
 # make demo   sets up, then shows the main job on the bundled weights and real images, offline
 # make test   sets up, then runs the tests (make slow: those of minutes or on real data; make lint; make wheel)
+# make tools  brings the programs that tests of real servers need into .tools, pinned
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?=
 NEEDS := pyproject.toml constraints.txt
 
-.PHONY: demo test slow lint wheel clean
+.PHONY: demo test slow tools lint wheel clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)")
@@ -16,6 +17,9 @@ test: .venv/.test
 
 slow: .venv/.test
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+tools: .venv/pip
+	set -e; for script in tools/*.sh; do PYTHON="$(CURDIR)/$(BIN)/python" bash "$$script"; done
 
 # mypy sees svd_hub.training and svd_hub.export where the wheel has them: in a tree of links.
 lint: .venv/.test

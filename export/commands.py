@@ -80,6 +80,8 @@ def run(
     typer.echo(f"{made.folder}: {told['entry']} as {told['format']} {told['precision']}, {size:,} bytes")
     for line in _parity_lines(told["parity"]):
         typer.echo(line)
+    if note := told["built"].get("note"):
+        typer.echo(f"note: {note}")
 
 
 @app.command("verify")

@@ -13,6 +13,7 @@ from ...errors import MissingExtraError, SvdHubError, check_choice
 
 PROTOCOLS = ("http", "grpc")
 PATIENCE = 3600.0  # seconds for an answer: whole images on a CPU take minutes, and the client's own limit is one
+UNNAMED = "[request id: <id_unknown>] "  # how the server says that a request has no name
 _REFUSED = ("400", "404", "INVALID_ARGUMENT", "NOT_FOUND")
 
 
@@ -77,7 +78,7 @@ class Client:
             answer = self._client.infer(model, given, outputs=asked)
         except self._error as error:
             status = str(error.status() or "").removeprefix("StatusCode.")
-            raise Refused(status, str(error.message())) from error
+            raise Refused(status, str(error.message()).removeprefix(UNNAMED)) from error
         return {output.name(): answer.as_numpy(output.name()) for output in asked}
 
     def server(self) -> str:

@@ -17,25 +17,25 @@ from ...predict.record import Record
 from ...volume import Volume
 from ..contract import INPUT
 from . import interface
-from .client import PATIENCE, Client, Refused
+from .client import PATIENCE, UNNAMED, Client, Refused
 
 Arrays = Mapping[str, np.ndarray]
 
 
 def request_of(volume: Volume, modality: str) -> dict[str, np.ndarray]:
-    """Return the request for a volume.
+    """Return the request for a volume, on the axes of its file, which the server turns itself.
 
     Raises:
         OptionError: a CT whose values are no whole HU: the server takes 16 bits.
     """
-    array = volume.array
+    array, grid = volume.undo(volume.array), volume.source_grid
     if modality == "CT" and array.dtype != np.int16:
         raise OptionError("the values of this CT are no whole HU of 16 bits, which the server takes. Next: round them")
     return {
         interface.VOLUME: array if modality == "CT" else array.astype(np.float32),
-        "spacing": np.array(volume.spacing),
-        "direction": np.array(volume.grid.direction),
-        "origin": np.array(volume.grid.origin),
+        "spacing": np.array(grid.spacing),
+        "direction": np.array(grid.direction),
+        "origin": np.array(grid.origin),
     }
 
 
@@ -105,7 +105,7 @@ def bad_requests(models: Mapping[str, str], piece: np.ndarray, most: int, output
         net("dtype", "whole numbers", piece.astype(np.int32)),
         net("name", "an input of another name", piece, name="image"),
         net("name", "an output of another name", piece, asked="mask"),
-        net("size", "more images than one request may have", np.repeat(piece, most + 1, 0)),
+        net("size", "more images than one request may have", np.repeat(piece, max(most, len(piece)) + 1, 0)),
         net("size", "a tensor of terabytes of which little comes", piece, declared=(1, piece.shape[1], *(2**14,) * 3)),
         net("size", "a tensor whose size is no 64-bit number", piece, declared=(1, piece.shape[1], *(2**31,) * 3)),
         net("size", "a tensor of which half comes", piece, declared=(2, *piece.shape[1:])),
@@ -161,7 +161,7 @@ def _send_by_hand(bad: Bad, address: str) -> None:
                            {"Inference-Header-Content-Length": str(len(head))})  # fmt: skip
         answer = connection.getresponse()
         if answer.status != 200:
-            raise Refused(str(answer.status), str(json.loads(answer.read())["error"]))
+            raise Refused(str(answer.status), str(json.loads(answer.read())["error"]).removeprefix(UNNAMED))
         answer.read()
     finally:
         connection.close()
