@@ -18,8 +18,10 @@ test: .venv/.test
 slow: .venv/.test
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
-tools: .venv/pip
-	set -e; for script in tools/*.sh; do PYTHON="$(CURDIR)/$(BIN)/python" bash "$$script"; done
+tools: .tools/triton/VERSION
+
+.tools/triton/VERSION: tools/triton.sh | .venv/pip
+	PYTHON=$(BIN)/python bash tools/triton.sh
 
 # mypy sees svd_hub.training and svd_hub.export where the wheel has them: in a tree of links.
 lint: .venv/.test

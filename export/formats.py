@@ -108,7 +108,7 @@ _ROWS = (
     ),
     Format(
         name="triton",
-        summary="a model repository for Triton: the network, and a model that takes whole images and answers as predict",
+        summary="a model repository for Triton: the network, and a model that answers whole images as predict does",
         build="triton.repository:build",
         runner="run_onnx:Runner",
         model=".",

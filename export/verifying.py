@@ -84,16 +84,7 @@ def verify(folder: str | os.PathLike[str], *, model: Any = None, **options: Any)
 
 
 def original(found: Artifact, model: Any, options: Mapping[str, Any]) -> tuple[Network | None, str]:
-    """Return the network that an artifact was made from, or why it is not here.
-
-    Args:
-        found: the artifact.
-        model: see `verify`.
-        options: see `verify`.
-
-    Raises:
-        CheckpointError: the model is not the one that it was made from.
-    """
+    """Return the network that an artifact was made from, or why it is not here."""
     told = found.manifest.get("load")
     asked = model is not None
     if not asked:

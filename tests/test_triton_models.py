@@ -1,4 +1,4 @@
-"""The two Python models as Triton's backend calls them: each request on its own, nothing private in an answer or log."""
+"""The two Python models as Triton's backend calls them: each request alone, nothing private in an answer or log."""
 
 from __future__ import annotations
 
@@ -121,7 +121,9 @@ def test_the_file_in_the_repository_is_that_model(tmp_path: Path, monkeypatch: p
     place = tmp_path / "front" / "1" / repository.MODEL
     assert runpy.run_path(str(place))["TritonPythonModel"] is TritonPythonModel
     monkeypatch.setitem(sys.modules, "svd_hub.export.triton.image_model", None)
-    with pytest.raises(ImportError, match=r'not installed in the Python of this server. Next: pip install "svd-hub\[vol'):
+    with pytest.raises(
+        ImportError, match=r'not installed in the Python of this server. Next: pip install "svd-hub\[vol'
+    ):
         runpy.run_path(str(place))
 
 

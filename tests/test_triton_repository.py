@@ -22,7 +22,11 @@ from svd_hub.export.profile import make_profile
 from svd_hub.export.triton import config, interface, repository
 from svd_hub.predict.record import Record
 
-KINDS = ("resnet3d", "pyramid", "unet3d")  # logits, levels, a map; of boxes, whose graph takes a minute, a real server is asked
+KINDS = (
+    "resnet3d",
+    "pyramid",
+    "unet3d",
+)  # logits, levels, a map; of boxes, whose graph takes a minute, a real server is asked
 
 
 def built(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
@@ -51,8 +55,9 @@ def test_by_tritons_own_schema_and_as_the_graph_is(kind: str, tmp_path: Path, mo
             assert dims[0].dim_param == "batch"
             assert list(port.dims) == [dim.dim_value or -1 for dim in dims[1:]]
             kinds = {onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.INT64: "TYPE_INT64"}
-            assert type(found).DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number[port.data_type].name == (
-                kinds[value.type.tensor_type.elem_type]
+            assert (
+                type(found).DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number[port.data_type].name
+                == (kinds[value.type.tensor_type.elem_type])
             )
     (group,) = found.instance_group
     assert (group.count, group.Kind.Name(group.kind)) == (1, "KIND_AUTO")
@@ -154,7 +159,9 @@ def test_the_model_in_front(
 
 def test_what_the_server_would_be_given_must_fit_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = segmenter(window=(16, 48, 48))
-    with pytest.raises(OptionError, match=r"pieces of 48 along height, .* would take 16 to 32. Next: leave out --shape"):
+    with pytest.raises(
+        OptionError, match=r"pieces of 48 along height, .* would take 16 to 32. Next: leave out --shape"
+    ):
         front(model, tmp_path / "a", monkeypatch, shape=(16, 24, 48), smallest=(16, 16, 16), largest=(32, 32, 64))
     with pytest.raises(OptionError, match=r"batches of 2 and no other .* Next: --dynamic batch,depth,height,width"):
         front(model, tmp_path / "b", monkeypatch, shape=(2, 1, 16, 48, 48), dynamic=("depth",))

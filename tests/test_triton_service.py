@@ -169,7 +169,7 @@ def test_what_is_refused(changed: dict[str, np.ndarray], says: str) -> None:
 def test_options_are_refused_as_predict_refuses_them() -> None:
     asked = service(classifier(size=(8, 16, 16)))
     given = {"volume": ARRAY, "spacing": SPACING}
-    with pytest.raises(VolumeError, match="the point .* lies outside the volume"):
+    with pytest.raises(VolumeError, match=r"the point .* lies outside the volume"):
         asked({**given, "point": np.array([500.0, 0, 0])})
     with pytest.raises(OptionError, match="NaN or infinity is not allowed"):
         asked({**given, "point": np.array([np.nan, 0, 0])})
@@ -206,5 +206,5 @@ def test_a_record_that_is_none() -> None:
     for broken in ({}, {**data, "preprocess": {"window": 3}}, {**data, "inference": {"new": 1}}):
         with pytest.raises(OptionError, match="the record of a network is damaged or of another svd_hub"):
             Record.of(broken)
-    with pytest.raises(OptionError, match="task='reading' of .* is not allowed; allowed: classification"):
+    with pytest.raises(OptionError, match=r"task='reading' of .* is not allowed; allowed: classification"):
         Record.of({**data, "task": "reading"})

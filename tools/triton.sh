@@ -10,6 +10,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 PLACE=.tools/triton
 
 if [ "$(cat "$PLACE/VERSION" 2>/dev/null)" = "$VERSION" ]; then
+    touch "$PLACE/VERSION"
     exit 0
 fi
 part=$PLACE.part

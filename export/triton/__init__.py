@@ -1,12 +1,12 @@
 """A network as a model repository of Triton, and a real server that checks it.
 
 >>> from svd_hub.export.triton import serve_check
->>> print("\\n".join(serve_check("out/models").lines()))  # or: svd-hub serve-check out/models
+>>> serve_check("out/models").passed  # or: svd-hub serve-check out/models
 
 `repository` writes two models: the network itself (tensor to tensor, on the onnxruntime or tensorrt backend), and one
-in front of it that takes an image as it is and returns what `svd-hub predict` does (`service`, run by the Python backend
-through `image_model`). `server` starts a tritonserver on this machine's own address, `checking` holds it against the
-network.
+in front of it that takes an image as it is and returns what `svd-hub predict` does (`service`, which the Python backend
+runs through `image_model`). `server` starts a tritonserver on this machine's own address, `checking` holds it against
+the network.
 """
 
 from __future__ import annotations

@@ -21,8 +21,7 @@ from .. import artifact, verifying
 from ..formats import AGREEMENT, TOLERANCES
 from ..parity import Report as Parity
 from ..parity import compare, measure_of
-from . import interface
-from .client import PROTOCOLS, Client, Refused
+from .client import PROTOCOLS, Client, RefusedError
 from .examples import Arrays, Bad, bad_requests, made_up, request_of, send
 from .installation import find
 from .report import ImageCase, Refusal, Report, Speed, Together
@@ -83,9 +82,8 @@ def _images(wanted: Wanted, volumes: Sequence[str | os.PathLike[str]]) -> list[t
         OptionError: volumes for a network that reads none.
     """
     record = wanted.record
-    if record is None or record.preprocess.modality == "RGB":
-        if volumes:
-            raise OptionError(f"{wanted.found.manifest['entry']} reads no volumes. Next: leave --volume out")
+    if volumes and (record is None or record.preprocess.modality == "RGB"):
+        raise OptionError(f"{wanted.found.manifest['entry']} reads no volumes. Next: leave --volume out")
     if record is None:
         return []
     if not volumes:
@@ -158,7 +156,7 @@ class _Check:
         started = time.perf_counter()
         answer = self._ask(protocol, self.front, request, list(right))
         seconds = time.perf_counter() - started
-        agrees, says = agreement(answer, right, len(self.wanted.record.classes))  # type: ignore[union-attr]
+        agrees, says = agreement(answer, right)
         return ImageCase(
             size=tuple(next(iter(request.values())).shape),
             protocol=protocol,
@@ -173,7 +171,7 @@ class _Check:
     def _together(self, requests: int) -> Together:
         """Send images, pieces and wrong requests at the same time, each on a connection of its own."""
         pieces = self._pieces(requests)
-        image = self._small_image(0) if self.front else {}
+        image = next(iter(self._small_images(1)), {})
         bad = bad_requests(self.wanted.models, self.wanted.piece(0), self.most, self.wanted.found.outputs[0], image)
         before = self._counts()
         started = time.perf_counter()
@@ -205,7 +203,7 @@ class _Check:
         """Return requests that say what is wrong with their answer, "" for nothing; every other is a small image."""
         tensors = [self.wanted.piece(seed) for seed in range(SOME)]
         rights = [self.wanted.of_network(tensor) for tensor in tensors]
-        images = [self._small_image(seed) for seed in range(SOME)] if self.front else []
+        images = self._small_images(SOME)
         seen = [self.wanted.of_image(image) for image in images]
 
         def network(number: int, protocol: str) -> str:
@@ -226,15 +224,16 @@ class _Check:
 
         return [one(number) for number in range(requests)]
 
-    def _small_image(self, seed: int) -> dict[str, np.ndarray]:
-        return made_up(self.wanted.record, (PIECE, PIECE, PIECE), seed=seed)  # type: ignore[arg-type]
+    def _small_images(self, count: int) -> list[dict[str, np.ndarray]]:
+        record = self.wanted.record
+        return [] if record is None else [made_up(record, (PIECE, PIECE, PIECE), seed=seed) for seed in range(count)]
 
     def _refusal(self, bad: Bad, protocol: str) -> Refusal:
         protocol = "http" if bad.declared else protocol
         facts = {"kind": bad.kind, "says": bad.says, "protocol": protocol}
         try:
             send(bad, protocol, self._address(protocol))
-        except Refused as refused:
+        except RefusedError as refused:
             return Refusal(**facts, status=refused.status, reason=refused.reason, passed=refused.is_clients)
         except OSError as error:  # a connection that breaks is a server that fell
             return Refusal(**facts, status="", reason=type(error).__name__, passed=False)
@@ -288,5 +287,5 @@ def _told(ask: Callable[[], str]) -> str:
     """Return what is wrong with an answer, or why there is none."""
     try:
         return ask()
-    except (Refused, OSError) as error:
+    except (RefusedError, OSError) as error:
         return f"no answer: {error}"

@@ -1,4 +1,4 @@
-"""Requests to a server over HTTP or gRPC, by NVIDIA's own client: arrays in, arrays out, refusals as one kind of error."""
+"""Requests to a server over HTTP or gRPC, by NVIDIA's own client: arrays in and out, and one kind of refusal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNNAMED = "[request id: <id_unknown>] "  # how the server says that a request ha
 _REFUSED = ("400", "404", "INVALID_ARGUMENT", "NOT_FOUND")
 
 
-class Refused(SvdHubError):
+class RefusedError(SvdHubError):
     """The server answered with an error.
 
     Attributes:
@@ -60,14 +60,16 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._client.close()
 
     def infer(self, model: str, arrays: Mapping[str, np.ndarray], outputs: Iterable[str]) -> dict[str, np.ndarray]:
         """Return outputs by name.
 
         Raises:
-            Refused: the server answered with an error.
+            RefusedError: the server answered with an error.
         """
         given = []
         for name, array in arrays.items():
@@ -78,7 +80,7 @@ class Client:
             answer = self._client.infer(model, given, outputs=asked)
         except self._error as error:
             status = str(error.status() or "").removeprefix("StatusCode.")
-            raise Refused(status, str(error.message()).removeprefix(UNNAMED)) from error
+            raise RefusedError(status, str(error.message()).removeprefix(UNNAMED)) from error
         return {output.name(): answer.as_numpy(output.name()) for output in asked}
 
     def server(self) -> str:

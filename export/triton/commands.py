@@ -26,7 +26,7 @@ def serve_check(
 ) -> None:
     """Start a real Triton server on a repository, ask it over HTTP and gRPC, compare, measure, and stop it.
 
-    It listens on this machine's own address alone. Exit code 1 where an answer is wrong, or a wrong request is answered.
+    It listens on this machine's own address alone. Exit code 1 where an answer is wrong, or a wrong request is taken.
     """
     signal.signal(signal.SIGTERM, _end)  # so that the server is stopped then too
     from .checking import serve_check as check

@@ -17,7 +17,7 @@ from ...predict.record import Record
 from ...volume import Volume
 from ..contract import INPUT
 from . import interface
-from .client import PATIENCE, UNNAMED, Client, Refused
+from .client import PATIENCE, UNNAMED, Client, RefusedError
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -140,7 +140,7 @@ def send(bad: Bad, protocol: str, address: str) -> None:
     """Send a request as it is, wrong.
 
     Raises:
-        Refused: as it should be.
+        RefusedError: as it should be.
     """
     if bad.declared:
         _send_by_hand(bad, address)
@@ -161,7 +161,7 @@ def _send_by_hand(bad: Bad, address: str) -> None:
                            {"Inference-Header-Content-Length": str(len(head))})  # fmt: skip
         answer = connection.getresponse()
         if answer.status != 200:
-            raise Refused(str(answer.status), str(json.loads(answer.read())["error"]).removeprefix(UNNAMED))
+            raise RefusedError(str(answer.status), str(json.loads(answer.read())["error"]).removeprefix(UNNAMED))
         answer.read()
     finally:
         connection.close()

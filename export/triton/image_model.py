@@ -1,4 +1,4 @@
-"""The Python model in front of a network, as Triton's Python backend runs it: requests in, `service` asked, answers out.
+"""The Python model in front of a network, as Triton's Python backend runs it: requests to `service`, answers back.
 
 Each request is answered or refused on its own. A refusal says what `svd-hub predict` says; of a fault that nobody
 foresaw only kind and place are told, since its words could hold anything. Nothing of a request is logged.
@@ -24,11 +24,11 @@ from .service import Service
 from .tensors import array_of, tensor_of
 
 
-class Cancelled(Exception):  # noqa: N818  it ends a request that nobody waits for; nothing is wrong
-    """The client went away."""
+class CancelledError(Exception):
+    """The client went away: it ends a request that nobody waits for."""
 
 
-class NetworkFailed(SvdHubError):
+class NetworkError(SvdHubError):
     """The model behind answered with an error."""
 
 
@@ -64,7 +64,7 @@ class TritonPythonModel:
 
         def done(now: int, total: int) -> None:
             if request.is_cancelled():
-                raise Cancelled
+                raise CancelledError
 
         try:
             given = {}
@@ -73,11 +73,11 @@ class TritonPythonModel:
                     given[port.name] = array_of(tensor)
             found = self.service(given, done=done)
             return pb.InferenceResponse([tensor_of(pb, port.name, found[port.name]) for port in self.outputs])
-        except Cancelled:
+        except CancelledError:
             return self._refused("cancelled", pb.TritonError.CANCELLED)
         except (OptionError, VolumeError) as error:
             return self._refused(str(error), pb.TritonError.INVALID_ARG)
-        except (MissingExtraError, NetworkFailed) as error:
+        except (MissingExtraError, NetworkError) as error:
             return self._refused(str(error), pb.TritonError.INTERNAL)
         except MemoryError:
             return self._refused("the server has not enough memory for this image", pb.TritonError.UNAVAILABLE)
@@ -94,7 +94,7 @@ class TritonPythonModel:
         """Return what the network behind gives for a batch, in this machine's memory wherever it was computed.
 
         Raises:
-            NetworkFailed: it answered with an error.
+            NetworkError: it answered with an error.
         """
         pb = self.pb
         request = pb.InferenceRequest(
@@ -106,6 +106,6 @@ class TritonPythonModel:
         response = request.exec()
         if response.has_error():
             first = response.error().message().split("\n")[0]
-            raise NetworkFailed(f"{self.network} failed on an input of {tuple(batch.shape)}: {first}")
+            raise NetworkError(f"{self.network} failed on an input of {tuple(batch.shape)}: {first}")
         found = {name: pb.get_output_tensor_by_name(response, name) for name in self.answers}
         return {name: array_of(tensor).copy() for name, tensor in found.items()}  # the memory is the response's

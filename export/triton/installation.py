@@ -16,6 +16,7 @@ from ...errors import SvdHubError
 TOOLS = Path(".tools") / "triton"
 USUAL = Path("/opt/tritonserver")  # in NVIDIA's images
 VARIABLE = "SVD_HUB_TRITON"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _INSIDE = Path("pytriton") / "tritonserver"  # of the wheel that `make tools` unpacks
 _STUB = "triton_python_backend_stub"
 
@@ -40,8 +41,7 @@ class Installation:
     @property
     def stub(self) -> Path:
         """What runs Python models: the one built for this very Python, or the one that NVIDIA's image brings."""
-        number = f"{sys.version_info.major}.{sys.version_info.minor}"
-        own = self.root / "python_backend_stubs" / number / _STUB
+        own = self.root / "python_backend_stubs" / PYTHON / _STUB
         return own if own.is_file() else self.root / "backends" / "python" / _STUB
 
     @property
@@ -83,7 +83,7 @@ class Installation:
 
 
 def find(given: str | os.PathLike[str] | None = None) -> Installation:
-    """Return the tritonserver of a folder, or the first that is found: SVD_HUB_TRITON, .tools/triton, /opt/tritonserver.
+    """Return the tritonserver of a folder, or the first of SVD_HUB_TRITON, .tools/triton, /opt/tritonserver.
 
     Raises:
         SvdHubError: there is none, or none that runs models of this Python.
@@ -97,13 +97,14 @@ def find(given: str | os.PathLike[str] | None = None) -> Installation:
         found = Installation(root.resolve(), libraries.resolve() if libraries.is_dir() else None)
         if found.binary.is_file():
             if not found.stub.is_file():
-                number = f"{sys.version_info.major}.{sys.version_info.minor}"
-                raise SvdHubError(f"the tritonserver in {place} runs no models of Python {number}. Next: another Python")
+                raise SvdHubError(
+                    f"the tritonserver in {place} runs no models of Python {PYTHON}. Next: another Python"
+                )
             return found
     where = f"no bin/tritonserver in {named}" if named else "there is no tritonserver on this machine"
     raise SvdHubError(
-        f"{where}. Next: make tools (in a checkout of svd-hub), or run this in NVIDIA's Triton image, or name the folder "
-        f"with --server or {VARIABLE}"
+        f"{where}. Next: make tools (in a checkout of svd-hub), or run this in NVIDIA's Triton image, or name the "
+        f"folder with --server or {VARIABLE}"
     )
 
 

@@ -1,8 +1,8 @@
 """A small stand-in for Triton's onnxruntime backend, on the Python backend: for servers that come without one.
 
-`svd-hub serve-check` puts it in place of backends/onnxruntime, so that the very config.pbtxt and model.onnx of production
-are served: the real core of Triton does everything around the run (checks, queue, batches, warm-up). It computes on the
-CPU alone, and is no replacement: each call goes through another process.
+`svd-hub serve-check` puts it in place of backends/onnxruntime, so that config.pbtxt and model.onnx of production are
+served as they are: Triton's own core does everything around the run (checks, queue, batches, warm-up). It computes on
+the CPU alone, and is no replacement: each call goes through another process.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class TritonPythonModel:
         except Exception as error:  # its errors share no base; the real backend's code is the same
             failed = pb.TritonError(f"onnx runtime error: {str(error).splitlines()[0]}", pb.TritonError.INTERNAL)
             return [pb.InferenceResponse([], failed) for _ in shares or (1,)]
-        ends = np.cumsum(shares)[:-1] if shares else []
+        ends = np.cumsum(shares)[:-1].tolist()
         parts = zip(*(np.split(array, ends) if shares else [array] for array in found), strict=True)
         return [
             pb.InferenceResponse([tensor_of(pb, name, one) for name, one in zip(self.outputs, part, strict=True)])

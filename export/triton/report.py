@@ -81,8 +81,8 @@ class Together:
     @property
     def passed(self) -> bool:
         """All good ones are answered rightly, all others refused, and the server goes on."""
-        fine = all(case.passed for case in (*self.images, *self.refusals))
-        return fine and self.right == self.pieces and self.alive
+        images, refusals = (all(one.passed for one in cases) for cases in (self.images, self.refusals))
+        return images and refusals and self.right == self.pieces and self.alive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,9 @@ class Report:
 
     def lines(self) -> list[str]:
         """Return it for people."""
-        found = [f"{self.server}, ready after {self.start_seconds:.1f} s, {self.backend}; held against {self.reference}"]
+        found = [
+            f"{self.server}, ready after {self.start_seconds:.1f} s, {self.backend}; held against {self.reference}"
+        ]
         for protocol, report in self.network.items():
             first, *rest = report.lines()
             found += [first.replace("parity by", f"the network over {protocol}, by", 1), *rest]
@@ -151,12 +153,12 @@ class Report:
         return [*found, *self._together(), *self._speed()]
 
     def _together(self) -> list[str]:
-        one = self.together
+        one, told = self.together, "goes on" if self.together.alive else "is GONE"
         inputs, runs = one.batches
+        refused = sum(case.passed for case in one.refusals)
         found = [
-            f"all at once, {one.seconds:.1f} s: {one.right} of {one.pieces} pieces right ({inputs} inputs in {runs} runs), "
-            f"{sum(case.passed for case in one.refusals)} of {len(one.refusals)} wrong requests refused, the server "
-            f"{'goes on' if one.alive else 'is GONE'}"
+            f"all at once, {one.seconds:.1f} s: {one.right} of {one.pieces} pieces right ({inputs} inputs in {runs} "
+            f"runs), {refused} of {len(one.refusals)} wrong requests refused, the server {told}"
         ]
         found += [f"  meanwhile over {_image(case)}" for case in one.images]
         found += [f"  FAILED: {what}" for what in one.wrong]
@@ -168,9 +170,8 @@ class Report:
     def _speed(self) -> list[str]:
         found = [f"small requests, {'x'.join(map(str, self.piece))}:  at once  median ms  95% ms  a second"]
         for one in self.speed:
-            found.append(
-                f"  {one.protocol:>29}  {one.at_once:>7}  {one.median_ms:>9.1f}  {one.p95_ms:>6.1f}  {one.per_second:>8.1f}"
-            )
+            numbers = f"{one.median_ms:>9.1f}  {one.p95_ms:>6.1f}  {one.per_second:>8.1f}"
+            found.append(f"  {one.protocol:>29}  {one.at_once:>7}  {numbers}")
         return found
 
 

@@ -7,9 +7,9 @@
     NAME/1/model.py, record.json          a few lines, and the rules that belong to the weights
 
 What runs in front of the network is svd_hub itself, installed in the server's Python, and not a copy written into the
-repository: resampling, windows, blending and the largest parts then are the very code of `svd-hub predict`, and give its
-result by construction. It needs torch there (the CPU build is enough: it only does arithmetic), and neither a GPU nor
-a download.
+repository: resampling, windows, blending and the largest parts then are the code of `svd-hub predict`, and give its
+result by construction. It needs torch there (the CPU build is enough: it only does arithmetic), and neither a GPU nor a
+download.
 """
 
 from __future__ import annotations
@@ -102,11 +102,11 @@ def _ports(path: Path) -> tuple[Port, list[Port]]:
 
 def _write_network(folder: Path, profile: Profile, ports: tuple[Port, list[Port]], classes: Sequence[str]) -> None:
     given, gives = ports
-    batch, typical = 0, profile.typical
+    batch, typical = 0, list(profile.typical)
     if "batch" in profile.dynamic:  # then Triton adds the axis itself
         batch = profile.largest[0]
         given, *gives = (Port(p.name, p.dtype, p.dims[1:], "") for p in (given, *gives))
-        typical = typical[1:]  # type: ignore[assignment]
+        typical = typical[1:]
     made = config.network(folder.name, ports=(given, gives), batch=batch, typical=typical, labels=bool(classes))
     _write(folder / "config.pbtxt", config.text(made))
     (folder / "configs").mkdir()

@@ -80,7 +80,7 @@ def running(
         line += ["--disable-auto-complete-config", f"--exit-timeout-secs={GRACE / 2:.0f}", "--log-info=true", *options]
         started = time.monotonic()
         with log.open("wb") as written:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603  the program that the user has named, or that we have brought
                 line,
                 stdin=subprocess.DEVNULL,
                 stdout=written,

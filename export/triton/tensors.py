@@ -1,7 +1,7 @@
 """Arrays in and out of Triton's Python backend, by DLPack.
 
-Its own `as_numpy()` and `Tensor(name, array)` are built for numpy 1 in servers up to 24.10: with numpy 2 an array comes in
-as its first number over and over, and goes out empty, without an error. DLPack means the same to all of them.
+Its own `as_numpy()` and `Tensor(name, array)` are built for numpy 1 in servers up to 24.10: with numpy 2 an array goes
+out empty, without an error. DLPack means the same to all of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The right answers, in this process: of the network in torch where it is here, else of ONNX Runtime on the same file."""
+"""The right answers, in this process: of the network in torch where it is here, else of ONNX Runtime on its file."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...errors import OptionError
 from ...predict.predictor import Predictor
 from ...predict.record import Record
 from ...preprocess import Preprocess
@@ -47,18 +49,14 @@ class Wanted:
         if front := self.models["image"]:
             told = json.loads((found.folder / front / "1" / RECORD).read_text(encoding="utf-8"))
             self.record = Record.of(told["record"])
-        self.name = "the network in torch" if network is not None else f"ONNX Runtime in this process ({why})"
-        self._run: Callable[[np.ndarray], Arrays] = self._eager if network is not None else Runner(found.folder)
+        self._run: Callable[[np.ndarray], Arrays]
         self._predictor: Predictor | None = None
-        if self.record is not None:
-            own = network is not None
-            self._predictor = (
-                Predictor(network.source, device="cpu") if own else Service(self.record, self._run).predictor  # type: ignore[union-attr]
-            )
-
-    def _eager(self, batch: np.ndarray) -> Arrays:
-        found = self.network.eager(torch.from_numpy(batch))  # type: ignore[union-attr]
-        return dict(zip(self.found.outputs, (tensor.numpy() for tensor in found), strict=True))
+        if network is not None:
+            self.name, self._run = "the network in torch", functools.partial(_eager, network)
+            self._predictor = Predictor(network.source, device="cpu") if self.record is not None else None
+        else:
+            self.name, self._run = f"ONNX Runtime in this process ({why})", Runner(found.folder)
+            self._predictor = Service(self.record, self._run).predictor if self.record is not None else None
 
     def of_network(self, batch: np.ndarray) -> Arrays:
         """Return the network's outputs for a batch (N, C, D, H, W)."""
@@ -68,10 +66,15 @@ class Wanted:
     def of_image(self, image: Volume | Arrays) -> Arrays:
         """Return the image model's outputs for a volume, or a request of `examples.made_up`."""
         if isinstance(image, Volume):
-            return answer_of(self._predictor(image))  # type: ignore[misc]
+            return self._predicted(image)
         if interface.PICTURE in image:
-            return answer_of(self._predictor(image[interface.PICTURE]))  # type: ignore[misc]
-        return answer_of(self._predictor(image[interface.VOLUME], spacing=image["spacing"].tolist()))  # type: ignore[misc]
+            return self._predicted(image[interface.PICTURE])
+        return self._predicted(image[interface.VOLUME], spacing=image["spacing"].tolist())
+
+    def _predicted(self, image: Any, **options: Any) -> Arrays:
+        if self._predictor is None:
+            raise OptionError(f"{self.models['network']} takes no images. Next: ask it for a tensor")
+        return answer_of(self._predictor(image, **options))
 
     def cases(self) -> list[np.ndarray]:
         """Return an input of each shape of the profile."""
@@ -98,19 +101,23 @@ class Wanted:
         return Preprocess(**data) if data else None
 
 
-def agreement(answer: Arrays, wanted: Arrays, classes: int) -> tuple[float, str]:
+def _eager(network: Network, batch: np.ndarray) -> Arrays:
+    found = network.eager(torch.from_numpy(batch))
+    return dict(zip(network.outputs, (tensor.numpy() for tensor in found), strict=True))
+
+
+def agreement(answer: Arrays, wanted: Arrays) -> tuple[float, str]:
     """Return by how much two answers of an image model agree, 1 is wholly, and what that is in words.
 
     Args:
         answer: the server's.
         wanted: the right one.
-        classes: how many labels there are.
     """
     if "mask" in wanted:
         a, b = answer["mask"], wanted["mask"]
         if a.shape != b.shape or a.dtype != b.dtype:
             return 0.0, f"a mask {a.shape} {a.dtype}, wanted {b.shape} {b.dtype}"
-        return dice(a, b, classes), f"{int((a != b).sum()):,} of {b.size:,} voxels differ"
+        return dice(a, b, 1 + int(max(a.max(), b.max()))), f"{int((a != b).sum()):,} of {b.size:,} voxels differ"
     if "probabilities" in wanted:
         apart = float(np.abs(answer["probabilities"] - wanted["probabilities"]).max())
         return 1 - apart, f"probabilities differ by {apart:.1e} at most"
