@@ -61,7 +61,8 @@ def test_by_tritons_own_schema_and_as_the_graph_is(kind: str, tmp_path: Path, mo
             )
     (group,) = found.instance_group
     assert (group.count, group.Kind.Name(group.kind)) == (1, "KIND_AUTO")
-    assert found.dynamic_batching.default_queue_policy.max_queue_size == config.QUEUE
+    assert found.dynamic_batching.max_queue_delay_microseconds == config.DELAY
+    assert not found.dynamic_batching.HasField("default_queue_policy"), "with one, requests wait for nothing"
     (sample,) = found.model_warmup
     assert list(sample.inputs["volume"].dims) == list(order(kind).profile.typical[1:])
     assert sample.inputs["volume"].zero_data
@@ -152,6 +153,10 @@ def test_the_model_in_front(
     assert found.parameters["network"].string_value == told["models"]["network"]
     assert (tmp_path / "repo" / found.parameters["network"].string_value / "config.pbtxt").is_file()
     assert (place / "labels.txt").read_text().split("\n") == [*record.classes, ""]
+    if task == "segmentation":  # its classes are the network's own
+        network = parsed(tmp_path / "repo" / told["models"]["network"] / "config.pbtxt")
+        assert [port.label_filename for port in network.output] == ["labels.txt"]
+        assert (tmp_path / "repo" / network.name / "labels.txt").read_text().split() == list(model.entry.classes)
     compile((place / "1" / "model.py").read_text(), "model.py", "exec")
     (group,) = found.instance_group
     assert group.Kind.Name(group.kind) == "KIND_CPU", "what is in front needs no GPU"

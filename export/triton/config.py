@@ -21,7 +21,6 @@ CAPABILITIES = {
     "10.0": "B200",
     "12.0": "RTX 50, RTX PRO 6000",
 }
-QUEUE = 256  # requests that wait; more are refused (HTTP 503), so that a flood does not fill the memory
 DELAY = 1000  # microseconds a request waits for others to share a batch with; a window takes far longer than that
 IMAGES_AT_ONCE = 2  # processes with a Python and a torch each: one prepares while the other's windows are computed
 LARGEST_VOXELS = 2**29  # of an image; 1 GiB of HU, half of what a gRPC message may have
@@ -125,9 +124,12 @@ def engine_file(capability: str) -> str:
 
 
 def _batching() -> dict[str, Any]:
-    """Return dynamic batching. No preferred sizes: Triton then takes what is there, up to the most."""
-    policy = {"max_queue_size": QUEUE}
-    return {"dynamic_batching": {"max_queue_delay_microseconds": DELAY, "default_queue_policy": policy}}
+    """Return dynamic batching. No preferred sizes: Triton then takes what is there, up to the most.
+
+    No queue policy: with one, whatever it says, a request now and then waits half a second for nothing (72 of 1,920
+    single requests on 2.51.0, and none of 1,440 without).
+    """
+    return {"dynamic_batching": {"max_queue_delay_microseconds": DELAY}}
 
 
 def _warmup(given: Port, typical: Sequence[int]) -> dict[str, Any]:
