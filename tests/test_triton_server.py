@@ -25,7 +25,7 @@ told = dict(word.lstrip("-").split("=", 1) for word in sys.argv[1:] if "=" in wo
 print("ARGS", *sys.argv[1:], flush=True)
 if told.get("fake") == "broken":
     print("I000 loading")
-    print("E000 failed to load 'net' version 1", flush=True)
+    print("E1231 failed to load 'net' version 1", flush=True)
     sys.exit(3)
 if told.get("fake") == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -109,7 +109,7 @@ def test_it_is_stopped_when_the_work_fails(fake: Installation, tmp_path: Path) -
 
 
 def test_one_that_does_not_start_says_why(fake: Installation, tmp_path: Path) -> None:
-    says = r"the server ended with code 3:\n  E000 failed to load 'net' version 1\nNext: "
+    says = r"the server ended with code 3:\n  E1231 failed to load 'net' version 1\nNext: "
     with pytest.raises(SvdHubError, match=says), server.running([tmp_path], fake, options=["--fake=broken"]):
         pass
     with (

@@ -19,7 +19,6 @@ from ...errors import MissingExtraError, OptionError, SvdHubError, VolumeError
 from ...predict.record import Record
 from ..contract import INPUT
 from . import interface
-from .repository import RECORD
 from .service import Service
 from .tensors import array_of, tensor_of
 
@@ -45,7 +44,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]
-        told = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        told = json.loads((folder / interface.RECORD).read_text(encoding="utf-8"))
         record = Record.of(told["record"])
         self.network = parameters["network"]
         self.inputs = interface.inputs(record.task, record.preprocess.modality)

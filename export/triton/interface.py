@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 VOLUME, PICTURE = "volume", "picture"
 RESULT = "result"
+RECORD = "record.json"  # beside model.py: the rules that belong to the weights
 # Types as requests spell them; Triton's configuration puts TYPE_ before each.
 HU, REAL = "INT16", "FP32"
 

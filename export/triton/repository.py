@@ -32,7 +32,7 @@ from . import config, interface
 from .interface import Port
 
 SUFFIX = "_network"
-RECORD, MODEL = "record.json", "model.py"
+MODEL = "model.py"
 AT_ONCE = 4  # windows in a batch, as `ops.blending` takes them
 _TYPES = {"float": "FP32", "int64": "INT64"}  # of outputs
 
@@ -171,7 +171,7 @@ def _write_image(folder: Path, network: str, record: Record, at_once: int | None
     _write(folder / "config.pbtxt", config.text(config.image(folder.name, network, inputs, outputs), said))
     _write(folder / "labels.txt", "".join(f"{label}\n" for label in record.classes))
     _write(folder / "1" / MODEL, _MODEL)
-    write_json(folder / "1" / RECORD, {"at_once": at_once, "record": record.data()})
+    write_json(folder / "1" / interface.RECORD, {"at_once": at_once, "record": record.data()})
 
 
 def _write(path: Path, content: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import secrets
 import signal
 import socket
@@ -25,6 +26,7 @@ HOST = "127.0.0.1"
 READY = 180.0  # seconds to be ready in: a Python with torch for each instance, and a first run of each network
 GRACE = 4.0  # seconds to stop in; nothing that is under way is worth waiting for
 _LOG = 4  # lines of the log that an error shows
+_ERROR = re.compile(r"E\d{4} |error: ")
 _SHARED = Path("/dev/shm")  # noqa: S108  where the Python backend lays its tensors
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG, linux/prctl.h
 
@@ -138,7 +140,7 @@ def _die_with_us() -> None:
 def _last_words(log: Path) -> str:
     """Return the last errors of a log, else its last lines."""
     lines = log.read_text(errors="replace").splitlines()
-    errors = [line for line in lines if line.startswith("E") or line.startswith("error")]
+    errors = [line for line in lines if _ERROR.match(line)]
     return "\n".join(f"  {line}" for line in (errors or lines)[-_LOG:])
 
 

@@ -18,6 +18,7 @@ from ...predict.results import Classification, Detection, Prediction, Segmentati
 from ...volume import Volume
 from ...volume.grid import check_spacing
 from . import interface
+from .config import LARGEST_VOXELS
 
 Arrays = Mapping[str, np.ndarray]
 Done = Callable[[int, int], None]
@@ -41,7 +42,7 @@ class Service:
         network: Callable[[np.ndarray], Arrays],
         *,
         at_once: int | None = None,
-        largest_voxels: int = 2**29,
+        largest_voxels: int = LARGEST_VOXELS,
     ) -> None:
         self.record, self.network, self.largest_voxels = record, network, largest_voxels
         self.modality = record.preprocess.modality

@@ -21,7 +21,6 @@ from ..network import Network
 from ..parity import dice, matched
 from ..run_onnx import Runner
 from . import interface
-from .repository import RECORD
 from .service import Service, answer_of
 
 Arrays = Mapping[str, np.ndarray]
@@ -47,7 +46,7 @@ class Wanted:
         self.models: Mapping[str, str] = found.manifest["built"]["models"]
         self.record: Record | None = None
         if front := self.models["image"]:
-            told = json.loads((found.folder / front / "1" / RECORD).read_text(encoding="utf-8"))
+            told = json.loads((found.folder / front / "1" / interface.RECORD).read_text(encoding="utf-8"))
             self.record = Record.of(told["record"])
         self._run: Callable[[np.ndarray], Arrays]
         self._predictor: Predictor | None = None
