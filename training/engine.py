@@ -1,7 +1,7 @@
 """The one training engine: a recipe in, a run folder out. Lightning does the loop; this file makes it repeatable.
 
 A run folder holds `recipe.yaml` (as resolved), `run.json` (versions, data fingerprint), `log.jsonl` (a line an epoch),
-`last.ckpt` (to resume) and, when finished, `model.safetensors`.
+`last.ckpt` (to resume) and, when finished, `scores.csv` (the last evaluation, case by case) and `model.safetensors`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from .. import checkpoint
 from ..errors import SvdHubError
-from . import console
+from . import console, folder, told
 from . import recipe as recipes
 from .saving import Saver, WholeFiles, stop_signals, write_text
+from .scores import CaseScores
 from .seeding import StepSeed
+from .twins import record_of_twin
 
 Report = Callable[[str], None]
 FOLDER = "data.init_args.folder"
@@ -53,11 +55,13 @@ class EpochLog(Checkpoint):
             return
         lines = self.file.read_text().splitlines() if self.file.is_file() else []
         kept = [line for line in lines if json.loads(line)["epoch"] < trainer.current_epoch]
+        every = trainer.check_val_every_n_epoch or 1
+        seen = (trainer.current_epoch + 1) % every == 0  # else val/ is still that of an epoch before
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "seconds": round(time.monotonic() - self.begun, 1),
-            **{k: round(float(v), 6) for k, v in sorted(trainer.callback_metrics.items())},
+            **{k: round(float(v), 6) for k, v in sorted(trainer.callback_metrics.items()) if seen or k[:4] != "val/"},
         }
         write_text(self.file, "\n".join([*kept, json.dumps(row)]) + "\n")
         self.report(json.dumps(row))
@@ -81,10 +85,9 @@ def _open(name: str, run: Path, overrides: dict[str, Any], *, resume: bool) -> r
         if not kept.is_file():
             raise SvdHubError(f"nothing to resume in {run}: no recipe.yaml there. Next: start the run without --resume")
         if changed := set(overrides) - {FOLDER}:
-            raise SvdHubError(f"a run that goes on keeps its recipe; asked to change: {', '.join(sorted(changed))}")
+            raise SvdHubError(folder.cannot_change(run, changed))
         return recipes.read(str(kept), overrides)
-    if run.exists() and (not run.is_dir() or any(not file.name.startswith(".") for file in run.iterdir())):
-        raise SvdHubError(f"run folder {run} is not empty. Next: --resume {run}, or choose another with --run")
+    folder.check_free(run)
     return recipes.read(name, overrides)
 
 
@@ -116,6 +119,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     report: Report = lambda line: None,
+    tell: Report = lambda line: None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> Path:
     """Run a recipe, or go on with a run that was stopped, to the bit as if it had not been.
@@ -129,13 +133,15 @@ def train(
         resume: go on with `run`.
         progress: show a bar on stderr, where that is a terminal.
         report: called with a JSON line after each epoch.
+        tell: called with lines for a person: what is trained on what, and at the end what came out.
         callbacks: further ones of Lightning.
 
     Returns:
         `run / "model.safetensors"`.
 
     Raises:
-        SvdHubError: the run folder is not empty, has nothing to resume, or the data changed; a loss is not finite.
+        SvdHubError: the run folder is not free (`folder`) or has nothing to resume; the data changed; a loss is not
+            finite.
         KeyboardInterrupt: the run was stopped; it can be resumed.
     """
     recipe = _open(name, run, overrides or {}, resume=resume)
@@ -144,34 +150,39 @@ def train(
         torch.set_num_threads(settings.threads)
     task, data = recipe.make()
     data.setup("fit")  # before anything is written: a wrong folder leaves no run behind
-    if not resume:
-        run.mkdir(parents=True, exist_ok=True)
-        write_text(run / "recipe.yaml", recipe.text)
-    _record(recipe, data, run / "run.json")
-    with console.quiet(), stop_signals() as stop:
+    with folder.held(run, None if resume else recipe.text), console.quiet(), stop_signals() as stop:
+        _record(recipe, data, run / "run.json")
         shown = [console.Bar()] if progress and console.watched() else []
-        log, saver = EpochLog(run / "log.jsonl", report), Saver(last, steps=settings.checkpoint_steps, stop=stop)
+        log, scores = EpochLog(run / "log.jsonl", report), CaseScores(run / "scores.csv")
+        saver = Saver(last, steps=settings.checkpoint_steps, epochs=settings.checkpoint_epochs, stop=stop)
         trainer = pl.Trainer(
             max_epochs=settings.epochs,
             precision=settings.precision,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip or None,
+            check_val_every_n_epoch=settings.validate_every,
             accelerator="auto",
             devices=1,  # the run folder, the log and the evaluation are still those of one process
-            callbacks=[StepSeed(settings.seed), *shown, *callbacks, log, saver],
+            callbacks=[StepSeed(settings.seed), *shown, *callbacks, log, scores, saver],
             plugins=[WholeFiles()],
             logger=False,
             default_root_dir=run,
+            benchmark=torch.cuda.is_available(),  # cuDNN's choice of an algorithm: 3D convolutions differ by much
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
+        if trainer.is_global_zero:
+            told.begin(tell, recipe, task, data, run, trainer.strategy.root_device)
         try:
             trainer.fit(task, data, ckpt_path=last if last.is_file() else None, weights_only=True)
         except SystemExit:  # how the saver and Lightning stop a run
             raise KeyboardInterrupt from None
-    return finish(recipe, task, data, run)
+        result = finish(recipe, task, data, run)
+        if trainer.is_global_zero:
+            told.end(tell, run, task, data)
+    return result
 
 
 def finish(recipe: recipes.Recipe, task: Any, data: Any, run: Path) -> Path:
@@ -190,6 +201,7 @@ def finish(recipe: recipes.Recipe, task: Any, data: Any, run: Path) -> Path:
         "preprocess": data.preprocess(mean=task.mean, std=task.std),
         "inference": {**data.inference(), **(task.inference() if hasattr(task, "inference") else {})},
         **origin,
+        **(record_of_twin(network.options) if network.architecture == "resnet2d" else {}),
     }
     checkpoint.write(target, task.network.state_dict(), record)
     return target

@@ -63,14 +63,14 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class Saver(Checkpoint):
-    """Keeps one checkpoint: every `steps` steps, at the end of each epoch, and when a stop is asked for.
+    """Keeps one checkpoint: every `steps` steps, at the end of every `epochs` epochs, and when a stop is asked for.
 
     Never at an epoch's last batch, whose validation is still to come: Lightning would take that epoch for done and
     leave its metrics out. Never between two steps of accumulated gradients, which no checkpoint holds.
     """
 
-    def __init__(self, file: Path, *, steps: int, stop: threading.Event) -> None:
-        self.file, self.steps, self.stop = file, steps, stop
+    def __init__(self, file: Path, *, steps: int, epochs: int, stop: threading.Event) -> None:
+        self.file, self.steps, self.epochs, self.stop = file, steps, epochs, stop
 
     def _save(self, trainer: pl.Trainer, epoch: int, batches: int) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -100,8 +100,10 @@ class Saver(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the finished epoch."""
-        self._save(trainer, trainer.current_epoch + 1, 0)
-        if self._stopping(trainer):
+        done, stopping = trainer.current_epoch + 1, self._stopping(trainer)
+        if stopping or done % self.epochs == 0 or done == trainer.max_epochs:
+            self._save(trainer, done, 0)
+        if stopping:
             raise SystemExit
 
 

@@ -124,6 +124,8 @@ class ResumableData(pl.LightningDataModule):
             sampler=sampler,
             batch_size=self.batch_size,
             num_workers=self.workers,
+            persistent_workers=self.workers > 0,  # the sampler says the epoch, so workers need not be new for one
+            pin_memory=torch.cuda.is_available(),
             drop_last=train,
             collate_fn=collate,
         )

@@ -51,7 +51,8 @@ except ModuleNotFoundError as error:
 __all__ = ["TritonPythonModel"]
 '''
 _ENGINES = """On the tensorrt backend: tritonserver --model-config-name tensorrt ...
-Put an engine for each kind of GPU into 1/, built of model.onnx there with the shapes of manifest.json:
+On each kind of GPU: svd-hub export ENTRY --to tensorrt --out engine, with the shapes of manifest.json here; then its
+model.plan goes into 1/ as:
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -89,6 +90,30 @@ def read_crop(folder: Path, name: str, kind: str = "images") -> tuple[np.ndarray
     return np.asarray(image.dataobj).transpose(2, 1, 0), (z, y, x)
 
 
+Stamp = tuple[int, int]  # size and time of a file: another content is another crop
+
+
+def stamp(file: Path) -> Stamp:
+    """Return what changes where a file does; (0, 0) where there is none."""
+    facts = file.stat() if file.is_file() else None
+    return (facts.st_size, facts.st_mtime_ns) if facts else (0, 0)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cube(folder: Path, name: str, stamp: Stamp, preprocess: Preprocess) -> Tensor:
+    array, spacing = read_crop(folder, name)
+    return preprocess(array, spacing=spacing)[0]
+
+
+def cube(folder: Path, name: str, preprocess: Preprocess) -> Tensor:
+    """Return a crop as the network takes it, (1, S, S, S); runs of one process, as of a study, read each once.
+
+    Raises:
+        SvdHubError: there is no such crop.
+    """
+    return _cube(folder, name, stamp(crop_file(folder, name)), preprocess)
+
+
 class Crops(Dataset[tuple[Tensor, int]]):
     """(epoch, index) -> ((1, S, S, S) in the window's scale, label), with shifts, flips and axial quarter turns."""
 
@@ -156,10 +181,7 @@ class LidcNodules(ResumableData):
     def _crops(self, folds: Sequence[int], *, train: bool) -> Crops:
         rows, folder = self._rows(folds), Path(self.folder or ".")
         preprocess = self.wide if train else self.exact
-        cubes = []
-        for row in bar(rows, "reading nodules"):
-            array, spacing = read_crop(folder, row.name)
-            cubes.append(preprocess(array, spacing=spacing)[0])
+        cubes = [cube(folder, row.name, preprocess) for row in bar(rows, "reading nodules")]
         return Crops(torch.stack(cubes), [r.label for r in rows], size=self.size, train=train, seed=self.seed)
 
     def setup(self, stage: str) -> None:
@@ -174,6 +196,10 @@ class LidcNodules(ResumableData):
         for row in self._rows(self.val_folds):
             array, spacing = read_crop(Path(self.folder or "."), row.name)
             yield {"image": array, "spacing": spacing}, row.label
+
+    def scored_cases(self) -> list[tuple[str, str]]:
+        """Return the nodules of evaluation with their patients, in order."""
+        return [(row.name, row.patient) for row in self._rows(self.val_folds)]
 
     def preprocess(self, *, mean: float, std: float) -> dict[str, Any]:
         """Return the entry's `Preprocess` arguments."""

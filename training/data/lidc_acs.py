@@ -246,6 +246,10 @@ class AcsNodules(ResumableData):
             (voxel,) = read_nodule(self.root, row.name, "voxel")
             yield {"image": hounsfield(voxel), "spacing": (1.0, 1.0, 1.0)}, row.label
 
+    def scored_cases(self) -> list[tuple[str, str]]:
+        """Return the test nodules with their patients, in order."""
+        return [(row.name, row.patient) for row in self.rows()["test"]]
+
     def preprocess(self, *, mean: float, std: float) -> dict[str, Any]:
         """Return the entry's `Preprocess` arguments."""
         side = self.size

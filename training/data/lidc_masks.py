@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -138,6 +139,22 @@ class MaskedNodules(ResumableData):
         return self.loader(self.val_set, train=False)
 
 
+@functools.lru_cache(maxsize=4096)
+def _pair(root: Path, name: str, stamps: tuple[lidc.Stamp, ...], exact: Preprocess, side: int) -> Pair:
+    """Read a crop and its mask onto one cube; runs of one process, as of a study, read each once."""
+    array, spacing = lidc.read_crop(root, name)
+    drawn, _ = lidc.read_crop(root, name, "masks")
+    if drawn.shape != array.shape:
+        raise SvdHubError(f"{name}: the mask is {drawn.shape}, the image {array.shape}; allowed: one grid")
+    x = replace(exact, size=None)(array, spacing=spacing)
+    labels = Volume.from_array((drawn != 0).astype(np.uint8), spacing=spacing) if drawn.any() else None
+    there = np.zeros(x.shape[2:], np.uint8)
+    if labels is not None:
+        there = labels_on(labels, network_grid(labels.grid, x.shape[2:])).astype(np.uint8)
+    mask = images.fitted(torch.from_numpy(there)[None, None], (side,) * 3, 0.0)
+    return images.fitted(x, (side,) * 3, 0.0)[0, 0], mask[0, 0]
+
+
 class LidcMasks(MaskedNodules):
     """NIfTI pairs: `images/NAME.nii.gz`, `masks/NAME.nii.gz` and `nodules.csv`; undecided nodules are used too.
 
@@ -186,19 +203,15 @@ class LidcMasks(MaskedNodules):
         array, spacing = lidc.read_crop(self.root, name)
         return {"image": array, "spacing": spacing}
 
+    def scored_cases(self) -> list[tuple[str, str]]:
+        """Return the nodules of evaluation with their patients, in order."""
+        rows = lidc.read_nodules(self.root)
+        return [(row.name, row.patient) for row in rows if row.fold in self.folds[False]]
+
     def pair(self, name: str, side: int) -> Pair:
         """Return the middle of a crop at 1 mm, and of its mask by the nearest voxel."""
-        array, spacing = lidc.read_crop(self.root, name)
-        drawn, _ = lidc.read_crop(self.root, name, "masks")
-        if drawn.shape != array.shape:
-            raise SvdHubError(f"{name}: the mask is {drawn.shape}, the image {array.shape}; allowed: one grid")
-        x = replace(self.exact, size=None)(array, spacing=spacing)
-        labels = Volume.from_array((drawn != 0).astype(np.uint8), spacing=spacing) if drawn.any() else None
-        there = np.zeros(x.shape[2:], np.uint8)
-        if labels is not None:
-            there = labels_on(labels, network_grid(labels.grid, x.shape[2:])).astype(np.uint8)
-        mask = images.fitted(torch.from_numpy(there)[None, None], (side,) * 3, 0.0)
-        return images.fitted(x, (side,) * 3, 0.0)[0, 0], mask[0, 0]
+        files = [lidc.crop_file(self.root, name, kind) for kind in ("images", "masks")]
+        return _pair(self.root, name, tuple(lidc.stamp(file) for file in files), self.exact, side)
 
     def fingerprint(self) -> dict[str, object]:
         """Return what identifies the data of this run."""

@@ -285,6 +285,10 @@ class PairVolumes(ResumableData):
         """The cases of evaluation."""
         return self.names["val"]
 
+    def scored_cases(self) -> list[tuple[str, str]]:
+        """Return the cases of evaluation, each a patient of its own."""
+        return [(name, name) for name in self.val_cases]
+
     def examples(self) -> Iterator[tuple[dict[str, Any], Case]]:
         """Yield the cases of evaluation as `Preprocess` takes them, with their classes on its grid (unpadded)."""
         cases = self._cases("val")

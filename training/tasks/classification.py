@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -11,15 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...catalog import get_entry
-from ...models import build, option_names
-from ...saved import entry_of_file
+from ...models import build
 from ...variable_dimension import PRETRAIN_MEAN, PRETRAIN_STD, rgb_to_depth
 from ..precision import guard_cpu_bf16
 from ..twins import ResNet2D
 from .checks import check_finite
 from .optimiser import Optimiser as Optimiser
 from .optimiser import configure
+from .starting import classifier_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +27,7 @@ class Network:
     Attributes:
         init: "none", or an entry (or a file that `svd_hub.save` wrote) whose weights it starts from; `options` may
             change what does not belong to these weights. An entry of another architecture takes `num_classes` and
-            `in_channels` of them alone; a U-Net's encoder gets a head for the whole image.
+            `in_channels` of them alone; a segmenter's encoder gets a head for the whole image (`starting`).
         form: how a batch reaches it: "pseudo3d" (N,3,H,W -> N,1,3,H,W), "planar" (a 2D twin), "volume" (as it is).
         memory: "channels_last" where it is faster (pre-training on a CPU: 1.13x).
     """
@@ -51,15 +49,8 @@ def build_network(network: Network) -> nn.Module:
         return ResNet2D(**network.options)
     if network.init == "none":
         return build(network.architecture, network.options)
-    from ...hub import load
-
-    file, options = Path(network.init), network.options
-    entry = entry_of_file(file) if file.suffix == ".safetensors" else get_entry(network.init)
-    if entry.architecture != network.architecture:
-        options = {key: value for key, value in options.items() if key in ("num_classes", "in_channels")}
-        if "image_classes" in option_names(entry.architecture):
-            options["image_classes"] = True
-    return load(network.init, **options).train()  # it loads for evaluation, and Lightning keeps what it finds
+    # it loads for evaluation, and Lightning keeps what it finds
+    return classifier_from(network.init, network.architecture, network.options).train()
 
 
 class Classification(pl.LightningModule):
@@ -94,6 +85,7 @@ class Classification(pl.LightningModule):
             layout = torch.channels_last if network.form == "planar" else torch.channels_last_3d
             self.network.to(memory_format=layout)  # type: ignore[call-overload]
         self.validation: list[tuple[Tensor, Tensor]] = []
+        self.scores: list[dict[str, float]] = []  # of the last evaluation, case by case; of two classes
         self.sums = torch.zeros(3)  # of this epoch's training batches: loss, hits, images
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,7 +107,9 @@ class Classification(pl.LightningModule):
         loss = F.cross_entropy(logits, label, weight=self.weights, label_smoothing=self.label_smoothing)
         check_finite(loss, self, batch_idx)
         hits = (logits.detach().argmax(1) == label).sum()
-        self.sums += torch.stack([loss.detach() * len(label), hits, hits.new_tensor(len(label))]).to(self.sums)
+        self.sums = self.sums.to(loss.device) + torch.stack(
+            [loss.detach() * len(label), hits, hits.new_tensor(len(label))]
+        )
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -143,6 +137,9 @@ class Classification(pl.LightningModule):
 
         logits, labels = (torch.cat(parts) for parts in zip(*self.validation, strict=True))
         self.validation.clear()
+        if logits.shape[1] == 2:
+            shares = logits.softmax(1)[:, 1].tolist()
+            self.scores = [{"label": y, "score": p} for y, p in zip(labels.tolist(), shares, strict=True)]
         self.log_dict({f"val/{k}": v for k, v in classification_metrics(logits, labels).items()})
 
     def configure_optimizers(self) -> Any:

@@ -129,6 +129,7 @@ class Segmentation(pl.LightningModule):
             lambda_ce=ce_weight,
         )
         self.validation: list[tuple[np.ndarray, np.ndarray]] = []
+        self.scores: list[dict[str, float]] = []  # of the last evaluation: Dice of each organ, case by case
         self.sums = torch.zeros(2, dtype=torch.float64)  # of this epoch's training batches: loss, patches
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,6 +176,10 @@ class Segmentation(pl.LightningModule):
         counts, known = (np.stack(parts) for parts in zip(*self.validation, strict=True))
         self.validation.clear()
         metrics = segmentation_metrics(counts, known, self.organs)
+        self.scores = [
+            dict(zip(self.organs, np.where(which, dice_of(count), np.nan)[1:].tolist(), strict=True))
+            for count, which in zip(counts, known, strict=True)
+        ]
         if self.pooled:
             metrics["dice_pooled"] = float(np.nanmean(dice_of(counts.sum(0))[1:]))
         self.log_dict({f"val/{k}": v for k, v in metrics.items()})
