@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from ..errors import OptionError
 from .formats import AXES, FORMATS, PRECISIONS, matrix
+from .triton.commands import register as register_triton
 
 RUN = "run"
 
@@ -194,6 +195,8 @@ def _echo_made(folder: Path, told: Mapping[str, Any]) -> None:
     typer.echo(f"{folder}: {told['entry']} as {told['format']} {told['precision']}, {size:,} bytes")
     for line in _parity_lines(told["parity"]):
         typer.echo(line)
+    if note := told["built"].get("note"):
+        typer.echo(f"note: {note}")
 
 
 def _sides(option: str, text: str) -> tuple[int, ...] | None:
@@ -220,5 +223,6 @@ def _parity_lines(told: dict[str, Any]) -> list[str]:
 
 
 def register(to: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the commands to the application."""
     to.add_typer(app)
+    register_triton(to)

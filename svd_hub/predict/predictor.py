@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from .components import keep_largest
 from .crops import classifier_input
 from .detect import detect, merged, table
 from .inputs import to_picture, to_volume
+from .record import Record
 from .results import Classification, Detection, Point, Prediction, Segmentation
 from .segment import segment
 from .slices import chosen_planes, detector_input, key_planes
@@ -85,9 +86,25 @@ class Predictor:
         self.task = task_of(model)
         self.classes = class_names(model, self.task)
         self.label = label_of(model.entry, self.sha256)
-        self.model = model.eval().to(self.device)
+        self.model: Any = model.eval().to(self.device)
         self.preprocess: Preprocess = model.preprocess
         self.inference: Inference = model.inference
+
+    @classmethod
+    def around(cls, network: Callable[[Tensor], Any], record: Record, *, at_once: int | None = None) -> Self:
+        """Return a predictor whose network runs elsewhere, in another runtime or behind a server.
+
+        Args:
+            network: from (N, C, D, H, W), float32 on the CPU, to logits (N, K, ...), or a list of `Detections`.
+            record: what belongs to it.
+            at_once: windows of a segmenter in one batch.
+        """
+        made = cls.__new__(cls)
+        made.device, made.dtype, made.at_once = torch.device("cpu"), "float32", at_once
+        made.sha256, made.entry, made.model = record.weights_sha256, record, network
+        made.task, made.classes = record.task, record.classes
+        made.preprocess, made.inference = record.preprocess, record.inference
+        return made
 
     def __call__(
         self,
