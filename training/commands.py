@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..errors import MissingExtraError
+from ..errors import MissingExtraError, SvdHubError
 
 Data = Annotated[Path | None, typer.Option(help="The data set's folder, or your own CSV (finetune-...).")]
 
@@ -30,27 +30,54 @@ def train(
     data: Data = None,
     run: Annotated[Path | None, typer.Option(help="The run folder; default runs/RECIPE.")] = None,
     init: Annotated[str | None, typer.Option(help="Start from this entry, or 'none'.")] = None,
+    freeze: Annotated[str | None, typer.Option(help="Keep these parts as they are: stem,layer1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn (run.seed).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="How long (run.epochs).")] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Processes on this machine, one a GPU where there are any (run.devices).")
+    ] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="torch.compile: faster steps after a minute (run.compile).")
+    ] = False,
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeat.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, to the bit.")] = None,
 ) -> None:
-    """Train by a recipe; Ctrl-C stops it, --resume goes on."""
-    overrides = _pairs(override or [])
-    if data is not None:
-        overrides["data.init_args.folder"] = str(data.absolute())
-    if init is not None:
-        overrides["task.init_args.network.init"] = init
+    """Train by a recipe; Ctrl-C stops it, --resume goes on.
+
+    On several GPUs: --devices N, or torchrun and srun with as many processes. The options stand for keys of the recipe;
+    --set changes any other.
+    """
+    short: dict[str, Any] = {
+        "data.init_args.folder": data and str(data.absolute()),
+        "task.init_args.network.init": init,
+        "task.init_args.freeze": freeze and json.dumps([part.strip() for part in freeze.split(",")]),
+        "run.seed": seed,
+        "run.epochs": epochs,
+        "run.devices": devices,
+        "run.compile": "true" if compile_ else None,
+    }
+    overrides = {key: value for key, value in short.items() if value is not None}
+    asked = _pairs(override or [])
+    if both := sorted(set(overrides) & set(asked)):
+        raise typer.BadParameter(f"{both[0]} is given twice, by its option and by --set")
+    overrides |= asked
     if resume is None and not recipe:
         raise typer.BadParameter("a recipe, or --resume RUN")
     if resume is not None and (recipe or run):
         raise typer.BadParameter("--resume takes recipe and folder from the run: leave RECIPE and --run out")
     from . import engine
+    from .ranks import leads
 
     folder = resume or run or Path("runs") / Path(recipe).stem
     try:
-        typer.echo(engine.train(recipe, run=folder, overrides=overrides, resume=resume is not None, report=typer.echo))
+        made = engine.train(recipe, run=folder, overrides=overrides, resume=resume is not None, report=typer.echo)
     except KeyboardInterrupt:
+        if not leads():  # of several processes, one speaks
+            raise typer.Exit(0) from None
         typer.echo(f"stopped. Next: svd-hub train --resume {folder}", err=True)
         raise typer.Exit(130) from None
+    if leads():
+        typer.echo(made)
 
 
 def evaluate(
@@ -137,7 +164,7 @@ def reproduce(
 
 
 def _needs_extra(command: Callable[..., None]) -> Callable[..., None]:
-    """Name the extra to install where a library is missing."""
+    """Name what to install where a library is missing, and what to take out where one breaks the others."""
 
     @functools.wraps(command)
     def wrapped(**arguments: Any) -> None:
@@ -147,6 +174,13 @@ def _needs_extra(command: Callable[..., None]) -> Callable[..., None]:
             if error.name is None or error.name.startswith("svd_hub"):
                 raise
             raise MissingExtraError(error.name, "train") from error
+        except RuntimeError as error:  # of Lightning's import, which imports torchvision where it is installed
+            if "torchvision::" not in str(error):
+                raise
+            raise SvdHubError(
+                "torchvision is installed and has no kernels for this torch, which keeps pytorch-lightning from being "
+                "imported. Next: pip uninstall torchvision (nothing of svd-hub needs it)"
+            ) from error
 
     return wrapped
 

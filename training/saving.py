@@ -23,7 +23,12 @@ from .seeding import ResumableData
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file beside `path` that takes its place when it is whole and on the disk; after an error, it is gone."""
+    """Yield a file beside `path` that takes its place when it is whole and on the disk; after an error, it is gone.
+
+    Raises:
+        OSError: the disk is full, or what else keeps from writing; its `filename` is the file's, which a write's own
+            error does not say.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
@@ -31,14 +36,50 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[IO[bytes]]:
+    """Yield the end of a file; what is written there is on the disk behind this. Raises as `replacing` does."""
+    try:
+        with path.open("ab") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+@contextmanager
+def telling_what_cannot_be_written(run: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk answers to a file of the run into one line with the next step.
+
+    Raises:
+        SvdHubError: a file of the run folder could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        file = error.filename
+        if not isinstance(file, str) or not Path(file).absolute().is_relative_to(run.absolute()):
+            raise  # another file: of the data
+        begun = (run / "recipe.yaml").is_file()
+        raise SvdHubError(
+            f"{file} cannot be written: {error.strerror}. What the run wrote before is whole. Next: repair that, then "
+            + (f"svd-hub train --resume {run}" if begun else "the same command")
+        ) from error
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -51,15 +92,8 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()  # torch.save hides what a full disk answers
         torch.save(checkpoint, buffer)
-        try:
-            with replacing(Path(path)) as file:
-                file.write(buffer.getbuffer())
-        except OSError as error:
-            run = Path(path).parent
-            raise SvdHubError(
-                f"the checkpoint {path} cannot be written: {error.strerror}; the one before is whole. "
-                f"Next: repair that, then svd-hub train --resume {run}"
-            ) from error
+        with replacing(Path(path)) as file:
+            file.write(buffer.getbuffer())
 
 
 class Saver(Checkpoint):
