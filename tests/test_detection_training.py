@@ -16,8 +16,8 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from helpers_boxes import coco_set, lesion_set
+from helpers_training import At, forked, kill, log, resume, same
 from safetensors.torch import load_file
-from test_training import At, forked, kill, log, resume, same
 from torch import Tensor, nn
 
 import svd_hub

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_lidc import INFO, contour, message, nodule, square
-from test_training import log
+from helpers_training import log
 
 import svd_hub
 from svd_hub.errors import OptionError, SvdHubError

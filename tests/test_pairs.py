@@ -11,7 +11,7 @@ import helpers_pairs as miniature
 import numpy as np
 import pytest
 import torch
-from test_training import log
+from helpers_training import log
 
 import svd_hub
 from svd_hub.errors import OptionError, SvdHubError

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from helpers_lidc import contour, message, nodule, square
 from helpers_own import write_volume
+from helpers_training import forked
 from helpers_volume import make_series
 from PIL import Image
-from test_training import forked
 from typer.testing import CliRunner
 
 from svd_hub import cli, volume

@@ -24,7 +24,7 @@ from .journal import Journal, Report
 from .precision import warn_of_slow_cudnn
 from .saving import Saver, WholeFiles, stop_signals, telling_what_cannot_be_written, write_text
 from .scores import CaseScores
-from .seeding import StepSeed
+from .seeding import ResumableData, StepSeed
 
 FOLDER = "data.init_args.folder"
 
@@ -51,7 +51,7 @@ def _trainer(settings: recipes.RunSettings, run: Path, callbacks: Sequence[pl.Ca
         accelerator="auto",
         **ranks.options(settings),
         callbacks=list(callbacks),
-        plugins=[WholeFiles()],
+        plugins=[WholeFiles(), *ranks.environment()],
         logger=False,
         default_root_dir=run,
         benchmark=torch.cuda.is_available(),  # cuDNN's choice of an algorithm: 3D convolutions differ by much
@@ -115,6 +115,7 @@ def train(
         warn_of_slow_cudnn(task.network, settings.precision)
         if settings.compile:
             compile_network(task.network)
+        _place(data, last)
         try:
             trainer.fit(task, data, ckpt_path=last if last.is_file() else None, weights_only=True)
         except SystemExit:  # how the saver and Lightning stop a run
@@ -122,6 +123,13 @@ def train(
         if trainer.is_global_zero:
             finish(recipe, task, data, run)
     return run / "model.safetensors"
+
+
+def _place(data: Any, last: Path) -> None:
+    """Tell the data where the run goes on: with fsdp, Lightning would say so when their loader is made already."""
+    if last.is_file() and isinstance(data, ResumableData):
+        kept = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+        data.load_state_dict(kept[type(data).__qualname__])
 
 
 def _refuse_what_is_there(run: Path) -> None:

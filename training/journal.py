@@ -61,13 +61,14 @@ class Journal(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the row of this epoch."""
+        metrics = sorted(trainer.callback_metrics.items())  # asked for by all processes: their mean is taken here
         if not trainer.is_global_zero:
             return
         row = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "seconds": round(time.monotonic() - self.clock, 1),
-            **{k: round(float(v), 6) for k, v in sorted(trainer.callback_metrics.items())},
+            **{k: round(float(v), 6) for k, v in metrics},
         }
         self._write([*read_rows(self.file), row])
         self.report(json.dumps(row))

@@ -61,7 +61,7 @@ def warn_of_slow_cudnn(network: nn.Module, precision: str) -> None:
         return
     if any(isinstance(module, nn.Conv3d) for module in network.modules()):
         warnings.warn(
-            f"cuDNN {found // 10000}.{found // 100 % 100} does no 16-bit Conv3d, as 9.15 does: this run is about 4 times "
+            f"cuDNN {found // 10000}.{found // 100 % 100} does no 16-bit Conv3d, as 9.15 does: this run is 4 times "
             "slower and takes up to 17 times the memory. Next: a torch build with cuDNN 9.15, or "
             "--set run.precision=32-true",
             stacklevel=3,

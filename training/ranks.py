@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
@@ -73,6 +74,16 @@ def options(settings: RunSettings) -> dict[str, Any]:
     }
 
 
+def environment() -> list[ClusterEnvironment]:
+    """Return the plugin that keeps Lightning from saving and requeueing a SLURM job in the middle of a step.
+
+    SIGTERM stops a run behind its step with a checkpoint, there as everywhere.
+    """
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        return [SLURMEnvironment(auto_requeue=False)]
+    return []
+
+
 def shard(task: pl.LightningModule, network: torch.nn.Module) -> None:
     """Share a network out among the processes, where the strategy is fsdp; else leave it.
 
@@ -105,9 +116,16 @@ def gathered(task: pl.LightningModule, found: Sequence[T]) -> list[T]:
     return [one for place in zip(*shares, strict=True) for one in place][: _length(task)]
 
 
+def shares(task: pl.LightningModule, mine: Tensor) -> Tensor:
+    """Return the tensors (processes, ...) that all processes have, in their order."""
+    world = task.trainer.world_size
+    if world == 1:
+        return mine[None]
+    found = [torch.empty_like(mine) for _ in range(world)]
+    torch.distributed.all_gather(found, mine.contiguous())
+    return torch.stack(found)
+
+
 def gathered_rows(task: pl.LightningModule, found: Tensor) -> Tensor:
     """Return `gathered` of a tensor whose first axis are the samples."""
-    if task.trainer.world_size == 1:
-        return found
-    shares: Any = task.all_gather(found)  # (processes, samples of each, ...)
-    return shares.transpose(0, 1).flatten(0, 1)[: _length(task)]
+    return found if task.trainer.world_size == 1 else shares(task, found).transpose(0, 1).flatten(0, 1)[: _length(task)]

@@ -96,6 +96,37 @@ class WholeFiles(TorchCheckpointIO):
             file.write(buffer.getbuffer())
 
 
+class Stop:
+    """Whether Ctrl-C or SIGTERM asked the run to stop; the second of them interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        if self.asked.is_set():
+            raise KeyboardInterrupt
+        self.asked.set()
+
+    def listen(self) -> dict[int, Any]:
+        """Take the signals from here on; return the handlers that were there. Only a main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Yield what listens to Ctrl-C and SIGTERM; the handlers before are put back."""
+    stop = Stop()
+    before = stop.listen()
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Saver(Checkpoint):
     """Keeps one checkpoint: every `steps` steps, at the end of every `epochs` epochs, and when a stop is asked for.
 
@@ -103,8 +134,12 @@ class Saver(Checkpoint):
     leave its metrics out. Never between two steps of accumulated gradients, which no checkpoint holds.
     """
 
-    def __init__(self, file: Path, *, steps: int, epochs: int, stop: threading.Event) -> None:
+    def __init__(self, file: Path, *, steps: int, epochs: int, stop: Stop) -> None:
         self.file, self.steps, self.epochs, self.stop = file, steps, epochs, stop
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen alone: Lightning's handler of SIGTERM would talk to the other processes in the middle of a step."""
+        self.stop.listen()
 
     def _save(self, trainer: pl.Trainer, epoch: int, batches: int) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -113,7 +148,7 @@ class Saver(Checkpoint):
         trainer.save_checkpoint(self.file)
 
     def _stopping(self, trainer: pl.Trainer) -> bool:
-        return bool(trainer.strategy.reduce_boolean_decision(self.stop.is_set(), all=False))
+        return bool(trainer.strategy.reduce_boolean_decision(self.stop.asked.is_set(), all=False))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -139,24 +174,3 @@ class Saver(Checkpoint):
             self._save(trainer, done, 0)
         if stopping:
             raise SystemExit
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C and SIGTERM set; the second of them interrupts at once. Handlers are put back."""
-    stop = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
-        yield stop
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

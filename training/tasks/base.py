@@ -93,12 +93,15 @@ class Task(pl.LightningModule):
         ranks.shard(self, self.network)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the sums of an epoch that is not over."""
-        checkpoint["sums"] = self.sums.tolist()
+        """Keep the sums of an epoch that is not over, each process's own."""
+        mine = self.sums.to(self.device, torch.float64)  # on the device, which is where processes can talk
+        checkpoint["sums"] = ranks.shares(self, mine).tolist()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with them."""
-        self.sums = self.sums.new_tensor(checkpoint["sums"])
+        kept = checkpoint["sums"]
+        mine = kept[self.global_rank] if isinstance(kept[0], list) else kept  # flat: before several processes were
+        self.sums = self.sums.new_tensor(mine)
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser with its per-step schedule."""
