@@ -1,12 +1,13 @@
 # make demo   sets up, then shows the main job on the bundled weights and real images, offline
 # make test   sets up, then runs the tests (make slow: those of minutes or on real data; make lint; make wheel)
+# make tools  what some tests need and the environment cannot hold, into .tools/
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?=
 NEEDS := pyproject.toml constraints.txt
 
-.PHONY: demo test slow lint wheel clean
+.PHONY: demo test slow lint wheel tools clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)")
@@ -32,6 +33,19 @@ wheel: .venv/.test
 	rm -rf dist && $(BIN)/python -m build --no-isolation --outdir dist . >build.log 2>&1 || (cat build.log; false)
 	rm -f build.log
 	$(BIN)/python tests/wheel_check.py dist
+
+# Two releases of TensorRT's Python bindings (3 MB) with a stub for its libraries, which come from NVIDIA's own index:
+# what export/tensorrt calls is checked against them. No engine can be built with them.
+tools: .tools/tensorrt-10.16/.made .tools/tensorrt-11.4/.made
+
+.tools/tensorrt-%/.made: tools/tensorrt-%.txt tools/tensorrt_stub.c | .venv/pip
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+		--target $(@D) -r $<
+	for name in nvinfer nvinfer_plugin nvonnxparser; do \
+		$(CC) -shared -fPIC -o $(@D)/tensorrt_bindings/lib$$name.so.$(firstword $(subst ., ,$*)) tools/tensorrt_stub.c \
+		|| exit 1; done
+	touch $@
 
 .venv/pip:
 	$(PYTHON) -m venv .venv

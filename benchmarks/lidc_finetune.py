@@ -67,18 +67,26 @@ def run(
     }
 
 
+def volumes_of(data: Path) -> dict[str, float]:
+    """Return the volume of each labelled nodule's mask in mm3."""
+    from svd_hub.training.data.lidc import read_nodules
+
+    volumes = {}
+    for row in read_nodules(data):
+        if row.label >= 0:
+            mask = nib.load(data / "masks" / f"{row.name}.nii.gz")
+            x, y, z = mask.header.get_zooms()[:3]
+            volumes[row.name] = float((mask.get_fdata() > 0).sum() * x * y * z)
+    return volumes
+
+
 def volume_auc(data: Path, fold: int) -> float:
     """Return the AUC of the mask's volume in mm3 alone."""
     from svd_hub.training.data.lidc import read_nodules
     from svd_hub.training.evaluation import auc
 
-    rows = [r for r in read_nodules(data) if r.fold == fold and r.label >= 0]
-    volumes = []
-    for row in rows:
-        mask = nib.load(data / "masks" / f"{row.name}.nii.gz")
-        x, y, z = mask.header.get_zooms()[:3]
-        volumes.append(float((mask.get_fdata() > 0).sum() * x * y * z))
-    return auc(volumes, [r.label for r in rows])
+    rows, volumes = [r for r in read_nodules(data) if r.fold == fold and r.label >= 0], volumes_of(data)
+    return auc([volumes[row.name] for row in rows], [row.label for row in rows])
 
 
 def choose(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,13 +1,14 @@
 """python benchmarks/transfer.py STUDY DATA --weights DIR: does pre-training help? Every arm under the same budget.
 
-STUDY is `nodules` (LIDC malignancy), `masks` (LIDC segmentation) or `hippocampus` (label fractions). Arms differ in `init`
-alone: scratch, I3D and ACS of the 2D twin, ours with depth strides in pre-training, ours, ours shuffled inside every
-convolution. LIDC is cross-validated over folds 0-3 by patient; an arm's learning rate is chosen of two for each fold, on one of the
-three folds that are trained on, with seed 0; then each seed is trained on all three and measured on the fold left out.
+STUDY is `nodules` (LIDC malignancy), `masks` (LIDC segmentation) or `hippocampus` (label fractions). Arms differ in
+`init` alone: scratch, I3D and ACS of the 2D twin, ours with depth strides in pre-training, ours, ours shuffled inside
+every convolution. LIDC is cross-validated over folds 0-3 by patient; an arm's learning rate is chosen of two for each
+fold, on one of the three folds that are trained on, with seed 0; then each seed is trained on all three and measured
+on the fold left out. Hippocampus chooses once for each arm, on another split.
 
-Every run is `svd-hub train RECIPE` with other settings, in a folder of its own under --runs; finished ones are read
-again. --workers runs go side by side; behind --minutes no further run begins, and the same command goes on. The result is written by
-`transfer_report.py`.
+Every run is `svd-hub train RECIPE` with other settings; what it measured goes into `results/transfer_STUDY.json`, and
+is not run again. --workers runs go side by side; behind --minutes no further run begins, and the same command goes on.
+`transfer_report.py` makes the tables.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,10 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from facts import machine
 from starts import ARMS, make
+from transfer_runs import FOLDS, Run, Runs, read
 
-FOLDS = (0, 1, 2, 3)
 FRACTIONS = (0.05, 0.1, 0.2, 0.5, 1.0)
+CHOICE_FRACTION = 0.2  # one choice for all shares of the labels
 
 
 @dataclass(frozen=True)
@@ -54,35 +58,21 @@ STUDIES = {
         (1e-3, 3e-3),
         "val/dice_pooled",
     ),
-    "hippocampus": Study("hippocampus_unet3d", {}, (1e-3, 3e-3), "val/dice", ("scratch", "ours", "shuffled")),
+    "hippocampus": Study(
+        "hippocampus_unet3d", {"run.epochs": 4}, (1e-3, 3e-3), "val/dice", ("scratch", "ours", "shuffled")
+    ),
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One run. `part` is the fold it is measured on, or the share of the labels; a choice is one of seed 0."""
-
-    study: str
-    arm: str
-    part: float
-    rate: float
-    seed: int
-    choice: bool = False
-
-    @property
-    def name(self) -> str:
-        kind = "choice" if self.choice else f"seed{self.seed}"
-        return f"{self.study}-{self.arm}-{self.part:g}-{kind}-lr{self.rate:g}"
-
-    def split(self) -> dict[str, Any]:
-        """Return the settings that say what is trained on and what is measured."""
-        if self.study == "hippocampus":  # its choice is on a part of the training cases
-            return {"data.init_args.fraction": self.part} | ({"data.init_args.split_seed": 1} if self.choice else {})
-        fold = int(self.part)
-        left = [other for other in FOLDS if other != fold]
-        inner = (fold + 1) % len(FOLDS)
-        train, val = ([other for other in left if other != inner], inner) if self.choice else (left, fold)
-        return {"data.init_args.train_folds": json.dumps(train), "data.init_args.val_folds": json.dumps([val])}
+def split_of(run: Run) -> dict[str, Any]:
+    """Return the settings that say what is trained on and what is measured."""
+    if run.study == "hippocampus":  # another split of the same volumes
+        return {"data.init_args.fraction": run.part, "data.init_args.split_seed": int(run.choice)}
+    fold = int(run.part)
+    left = [other for other in FOLDS if other != fold]
+    inner = (fold + 1) % len(FOLDS)
+    train, val = ([other for other in left if other != inner], inner) if run.choice else (left, fold)
+    return {"data.init_args.train_folds": json.dumps(train), "data.init_args.val_folds": json.dumps([val])}
 
 
 def network_of(study: str, arm: str, init: str, width: int) -> dict[str, Any]:
@@ -99,26 +89,18 @@ def network_of(study: str, arm: str, init: str, width: int) -> dict[str, Any]:
     return {f"{key}init": init, f"{key}options": json.dumps(options)}
 
 
-def last_row(folder: Path) -> dict[str, Any]:
-    """Return the last line of a finished run's log."""
-    row: dict[str, Any] = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
-    return row
-
-
 def execute(run: Run, init: str, data: str, width: int, folder: Path, precision: str) -> None:
-    """Train, unless that is done; only what is measured is kept, not the networks of hundreds of runs."""
+    """Train; a run that was stopped begins again, since each is of minutes."""
     import torch
 
     from svd_hub.training import engine
 
     torch.set_num_threads(1)
     study, place = STUDIES[run.study], folder / run.name
-    if (place / "scores.csv").is_file():
-        return
     settings = {
         **study.settings,
         **network_of(run.study, run.arm, init, width),
-        **run.split(),
+        **split_of(run),
         "run.seed": run.seed,
         "run.precision": precision,
         "run.checkpoint_epochs": 1000,
@@ -126,40 +108,40 @@ def execute(run: Run, init: str, data: str, width: int, folder: Path, precision:
         "task.init_args.optimiser.lr": run.rate,
         "data.init_args.folder": data,
     }
-    for file in place.glob("*") if place.is_dir() else ():  # a run that was stopped begins again: it is of seconds
-        file.unlink()
+    shutil.rmtree(place, ignore_errors=True)
     engine.train(study.recipe, run=place, overrides=settings, progress=False)
-    (place / "last.ckpt").unlink(missing_ok=True)
-    if run.choice or run.arm != "ours" or run.seed:
-        (place / "model.safetensors").unlink(missing_ok=True)
+    for name in ("last.ckpt", "model.safetensors"):  # networks of hundreds of runs are too many to keep
+        (place / name).unlink(missing_ok=True)
 
 
-def chosen(study: str, arm: str, part: float, folder: Path) -> float | None:
+def choices(study: Study, name: str, arm: str, part: float) -> list[Run]:
+    """Return the runs that choose the learning rate of an arm for a part."""
+    where = CHOICE_FRACTION if name == "hippocampus" else part
+    return [Run(study=name, arm=arm, part=where, rate=rate, seed=0, choice=True) for rate in study.rates]
+
+
+def chosen(runs: Runs, arm: str, part: float) -> float | None:
     """Return the learning rate that was best in the choice; None while that is not done."""
-    rule = STUDIES[study]
-    found = {}
-    for rate in rule.rates:
-        place = folder / Run(study=study, arm=arm, part=part, rate=rate, seed=0, choice=True).name
-        if not (place / "scores.csv").is_file():
-            return None
-        found[rate] = last_row(place)[rule.metric]
-    return max(found, key=lambda rate: found[rate])
+    study = STUDIES[runs.study]
+    found = {run.rate: runs.metric(run, study.metric) for run in choices(study, runs.study, arm, part)}
+    if None in found.values():
+        return None
+    return max(found, key=lambda rate: found[rate] or 0.0)
 
 
-def plan(study: str, seeds: int, arms: list[str], folder: Path) -> Iterator[list[Run]]:
-    """Yield the runs in stages: the choices first, then all arms and parts of one seed after another."""
-    rule, parts = STUDIES[study], FRACTIONS if study == "hippocampus" else FOLDS
+def plan(runs: Runs, seeds: int, arms: list[str]) -> Iterator[list[Run]]:
+    """Yield what is left in stages: the choices first, then all arms and parts of one seed after another."""
+    study, parts = STUDIES[runs.study], FRACTIONS if runs.study == "hippocampus" else FOLDS
     places = list(itertools.product(parts, arms))
-    yield [
-        Run(study=study, arm=arm, part=part, rate=rate, seed=0, choice=True)
-        for (part, arm), rate in itertools.product(places, rule.rates)
-    ]
+    first = dict.fromkeys(run for part, arm in places for run in choices(study, runs.study, arm, part))
+    yield [run for run in first if run not in runs]
     for seed in range(seeds):
-        yield [
-            Run(study=study, arm=arm, part=part, rate=rate, seed=seed)
+        stage = [
+            Run(study=runs.study, arm=arm, part=part, rate=rate, seed=seed)
             for part, arm in places
-            if (rate := chosen(study, arm, part, folder)) is not None
+            if (rate := chosen(runs, arm, part)) is not None
         ]
+        yield [run for run in stage if run not in runs]
 
 
 def main() -> None:
@@ -180,19 +162,22 @@ def main() -> None:
     end = time.monotonic() + 60 * args.minutes
     inits, data = make(args.weights, args.runs / "starts"), str(args.data.absolute())
     arms = args.arms or list(STUDIES[args.study].arms)
+    runs = read(args.study)
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
-        for stage in plan(args.study, args.seeds, arms, args.runs):
-            waiting, going = list(stage), set[Future[None]]()
+        for stage in plan(runs, args.seeds, arms):
+            waiting, going = list(stage), dict[Future[None], Run]()
             while going or (waiting and time.monotonic() < end):
                 while waiting and len(going) < args.workers and time.monotonic() < end:
                     run = waiting.pop(0)
                     job = (run, inits[run.arm], data, args.width, args.runs, args.precision)
-                    going.add(pool.submit(execute, *job))
-                done, going = wait(going, return_when=FIRST_COMPLETED)
-                for future in done:
+                    going[pool.submit(execute, *job)] = run
+                for future in wait(going, return_when=FIRST_COMPLETED).done:
                     future.result()
-            print(json.dumps({"stage": len(stage), "left": len(waiting)}), flush=True)
+                    done = going.pop(future)
+                    runs.add(done, args.runs / done.name, machine())
+                    runs.save()
+                    print(done.name, json.dumps(runs.found[done.name]["log"]), flush=True)
             if waiting:
                 print("stopped by --minutes. Next: the same command goes on")
                 return

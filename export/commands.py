@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,11 @@ app = typer.Typer(
 _TO = "; ".join(f"{row.name}: {row.summary}" for row in FORMATS.values())
 _PRECISION = "; ".join(f"{row.name}: {', '.join(row.precisions)}" for row in FORMATS.values())
 _SHAPE = "DxHxW or NxCxDxHxW"
+_SET = "NAME=VALUE of the format; " + "; ".join(
+    f"{row.name}: {', '.join(f'{name} ({text})' for name, text in row.settings.items())}"
+    for row in FORMATS.values()
+    if row.settings
+)
 
 
 @app.command(RUN)
@@ -50,6 +56,7 @@ def run(
     ] = None,
     features: Annotated[bool, typer.Option(help="The pyramid, without a head.")] = False,
     opset: Annotated[int | None, typer.Option(help="Of ONNX; default 20, for bf16 22.")] = None,
+    setting: Annotated[list[str], typer.Option("--set", help=_SET)] = [],  # noqa: B006
     keep_failing: Annotated[bool, typer.Option(help="Write it even if it differs by more than is allowed.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an artifact that is there.")] = False,
     accept_licence: Annotated[bool, typer.Option(help="Consent to a licence that asks for it.")] = False,
@@ -69,16 +76,41 @@ def run(
         dynamic=() if dynamic == "none" else tuple(dynamic.split(",")),
         calibration=calibration,
         opset=opset,
+        settings=_settings(setting),
         keep_failing=keep_failing,
         overwrite=overwrite,
         accept_licence=accept_licence,
         **options,
     )
-    told = made.manifest
-    size = sum(file["bytes"] for file in told["files"].values())
-    typer.echo(f"{made.folder}: {told['entry']} as {told['format']} {told['precision']}, {size:,} bytes")
-    for line in _parity_lines(told["parity"]):
-        typer.echo(line)
+    _echo_made(made.folder, made.manifest)
+
+
+@app.command("engine")
+def engine_command(
+    folder: Annotated[Path, typer.Argument(help="An ONNX artifact, or one whose engine was built elsewhere.")],
+    out: Annotated[Path, typer.Option(help="The engine's folder; it may be the same.")],
+    setting: Annotated[list[str], typer.Option("--set", help=_SET)] = [],  # noqa: B006
+    refit_from: Annotated[
+        Path | None,
+        typer.Option(help="An engine of the same graph, built with --set refit: only weights are exchanged."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Its network, a name or file; default by the name in the manifest.")] = "",
+    keep_failing: Annotated[bool, typer.Option(help="Write it even if it differs by more than is allowed.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an artifact that is there.")] = False,
+) -> None:
+    """Build a TensorRT engine for this machine's GPU from the ONNX graph of an artifact, and measure it."""
+    from .tensorrt.artifacts import engine
+
+    made = engine(
+        folder,
+        out,
+        settings=_settings(setting) if setting else None,
+        refit_from=refit_from,
+        model=model or None,
+        keep_failing=keep_failing,
+        overwrite=overwrite,
+    )
+    _echo_made(made.folder, made.manifest)
 
 
 @app.command("verify")
@@ -106,6 +138,32 @@ def verify_command(
         raise typer.Exit(1)
 
 
+@app.command("gpu-report")
+def gpu_report_command(
+    folder: Annotated[Path, typer.Argument(help="An ONNX artifact, or a folder of them.")],
+    out: Annotated[Path, typer.Option(help="The report's file, JSON.")],
+    model: Annotated[str, typer.Option(help="Their network, a name or file; default by the name in a manifest.")] = "",
+    shape: Annotated[list[str], typer.Option(help=f"To time at, {_SHAPE}; default typical and largest.")] = [],  # noqa: B006
+    rounds: Annotated[int, typer.Option(help="Of timing.", min=1)] = 30,
+    compiled: Annotated[bool, typer.Option("--compile", help="Time torch.compile too; takes minutes.")] = False,
+) -> None:
+    """On a machine with a GPU: parity and times of artifacts there, as one report. Exit code 1 if parity fails."""
+    from .gpu_report import Timing, gpu_report, lines
+
+    shapes = [sides for text in shape if (sides := _sides("shape", text))]
+    found = gpu_report(
+        folder,
+        to=out,
+        model=model or None,
+        timing=Timing(shapes=shapes or None, rounds=rounds, compiled=compiled),
+        say=lambda line: typer.echo(line, err=True),
+    )
+    for line in lines(found):
+        typer.echo(line)
+    if not found["passed"]:
+        raise typer.Exit(1)
+
+
 @app.command("formats")
 def formats_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -116,6 +174,18 @@ def formats_command(
         return
     for name, precision, runs in matrix():
         typer.echo(f"{name:>13}  {precision}  {runs}")
+
+
+def _settings(given: list[str]) -> dict[str, str]:
+    """Return NAME=VALUE as a mapping; NAME alone is NAME=true."""
+    return {name: value or "true" for name, _, value in (text.partition("=") for text in given)}
+
+
+def _echo_made(folder: Path, told: Mapping[str, Any]) -> None:
+    size = sum(file["bytes"] for file in told["files"].values())
+    typer.echo(f"{folder}: {told['entry']} as {told['format']} {told['precision']}, {size:,} bytes")
+    for line in _parity_lines(told["parity"]):
+        typer.echo(line)
 
 
 def _sides(option: str, text: str) -> tuple[int, ...] | None:

@@ -31,6 +31,7 @@ class Order:
         calibration: arrays (C, D, H, W) as the network takes them, for int8; else empty.
         opset: of ONNX, None = the builder's choice.
         facts: what goes into the file's own metadata, where it has such: entry, task, preprocessing, as text.
+        settings: of the format, of those that its row has.
     """
 
     network: Network
@@ -39,6 +40,7 @@ class Order:
     calibration: tuple[np.ndarray, ...] = ()
     opset: int | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Builder(Protocol):

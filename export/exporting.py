@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..catalog import all_entries
-from ..errors import OptionError
+from ..errors import OptionError, check_choice
 from ..hub import load
 from . import artifact, inputs
 from .artifact import Artifact
@@ -37,6 +37,7 @@ def export(
     dynamic: Iterable[str] = AXES,
     calibration: Any = None,
     opset: int | None = None,
+    settings: Mapping[str, Any] | None = None,
     keep_failing: bool = False,
     overwrite: bool = False,
     **options: Any,
@@ -52,6 +53,7 @@ def export(
         dynamic: axes of the input that stay open, of `formats.AXES`.
         calibration: for int8: a folder of images, or arrays as the network takes them; see `inputs.calibration`.
         opset: of ONNX; None = 20, and 22 for bf16.
+        settings: of the format, of those that its row in `formats` has.
         keep_failing: write the artifact even if it is outside the tolerance; its manifest says so.
         overwrite: replace an artifact that is there.
         **options: of `svd_hub.load`, with a name or file: `features_only=True` exports the pyramid.
@@ -68,6 +70,8 @@ def export(
         raise OptionError(f"{to} has no open {', '.join(closed)}; allowed: {', '.join(row.axes)}")
     if calibration is not None and precision != "int8":
         raise OptionError(f"calibration is for int8, not {precision}. Next: leave it out, or precision='int8'")
+    for name in settings or ():
+        check_choice(f"setting of {to}", name, row.settings)
     data = inputs.calibration(calibration, network.source, profile.typical) if calibration is not None else ()
     facts = {**described(network), **({"load": plain(told)} if told else {})}
     order = Order(
@@ -77,6 +81,7 @@ def export(
         calibration=data,
         opset=opset,
         facts={f"svd_hub.{name}": str(facts[name]) for name in ("entry", "task", "weights_sha256")},
+        settings=settings or {},
     )
     with artifact.beside(Path(out), overwrite=overwrite) as folder:
         built = builder_of(row)(order, folder)

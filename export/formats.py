@@ -37,6 +37,7 @@ class Format:
         why_not: why the other kinds are left out.
         axes: of the input, those that may be left open.
         extra: of svd-hub, that brings what it needs; "" = the core.
+        settings: what else its builder takes, by name, each in a line.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Format:
     axes: tuple[str, ...] = AXES
     extra: str = ""
     quantised: frozenset[str] = field(default=frozenset({"logits", "features", "pyramid", "map"}))
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 _TORCH_CPU = "libtorch and torch on CPU and GPU"
@@ -105,6 +107,25 @@ _ROWS = (
             }
         ),
         extra="openvino",
+    ),
+    Format(
+        name="tensorrt",
+        summary="an engine for one kind of NVIDIA GPU and one release of TensorRT, built where it will run",
+        build="tensorrt.artifacts:build",
+        runner="tensorrt.artifacts:Runner",
+        model="model.plan",
+        precisions=MappingProxyType(dict.fromkeys(PRECISIONS, "TensorRT on the GPU that it was built on")),
+        extra="tensorrt",
+        settings=MappingProxyType(
+            {
+                "hardware": "GPUs that may run it: this (default), same_compute_capability, ampere_plus",
+                "version_compatible": "later releases of TensorRT may run it too",
+                "refit": "its weights can be exchanged later (svd-hub export engine --refit-from)",
+                "level": "how long TensorRT searches, 0 to 5; default 3",
+                "workspace": "GiB of memory for a layer; default all there is",
+                "timing_cache": "no = measure every kernel anew",
+            }
+        ),
     ),
 )
 FORMATS: Mapping[str, Format] = MappingProxyType({row.name: row for row in _ROWS})

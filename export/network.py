@@ -49,19 +49,20 @@ class Network(nn.Module):
 
     def forward(self, volume: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs, in the order of their names, for a volume (N, C, D, H, W)."""
-        if self.kind == "detections":
-            return padded(self.inner.detect(volume), volume.shape[0], self.inner.max_detections)
-        out = self.inner(volume)
-        return tuple(out.values()) if isinstance(out, dict) else (out,)
+        return returned(self.inner, self.kind, volume)
 
     @torch.no_grad()
     def eager(self, volume: Tensor) -> tuple[Tensor, ...]:
         """Return what the network that this was made from gives: what an export is held against."""
-        source: Any = self.source
-        if self.kind == "detections":
-            return padded(source.detect(volume), volume.shape[0], source.max_detections)
-        out = source(volume)
-        return tuple(out.values()) if isinstance(out, dict) else (out,)
+        return returned(self.source, self.kind, volume)
+
+
+def returned(model: Any, kind: str, volume: Tensor) -> tuple[Tensor, ...]:
+    """Return the outputs of a loaded network, in the order of their names, for a volume (N, C, D, H, W)."""
+    if kind == "detections":
+        return padded(model.detect(volume), volume.shape[0], model.max_detections)
+    out = model(volume)
+    return tuple(out.values()) if isinstance(out, dict) else (out,)
 
 
 class StatisticsOfBatch(nn.Module):

@@ -86,7 +86,17 @@ class _Lowering:
         sizes = _SIZES.get(node.op_type, ())
         data = [name for index, name in enumerate(node.input) if name and index not in sizes]
         made = [name for name in data if name not in self.constants]
-        return bool(made) and all(name in self.low for name in made)
+        fits = all(self._fits(name) for name in data if name in self.constants)
+        return fits and bool(made) and all(name in self.low for name in made)
+
+    def _fits(self, name: str) -> bool:
+        """Return whether 16 bits can hold a constant: a detector pads its scores with one that float16 cannot."""
+        from onnx import numpy_helper
+
+        values = numpy_helper.to_array(self.constants[name])
+        if self.precision != "fp16" or values.dtype.kind != "f" or not values.size:
+            return True
+        return bool(np.abs(values).max() <= np.finfo(np.float16).max)
 
     def _rewire(self, node: Any, wanted: int, skip: Iterable[int]) -> None:
         """Give a node its numbers in the precision it computes in."""
@@ -126,7 +136,7 @@ class _Lowering:
             import ml_dtypes
 
             values = numpy_helper.to_array(self.constants[name])
-            if self.precision == "fp16" and values.size and np.abs(values).max() > np.finfo(np.float16).max:
+            if not self._fits(name):
                 raise SvdHubError(
                     f"{name} has a number of {np.abs(values).max():.3g}, which float16 cannot hold. Next: "
                     "precision='bf16' or 'fp32'"

@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError, OptionError, SvdHubError
@@ -31,6 +34,8 @@ class Runner:
         provider: "cpu" | "cuda" | "tensorrt", or a provider's own name.
         threads: within an operator; None = ONNX Runtime's choice, all cores.
         check: hash the files first.
+        settings: of the provider, in its own words: {"use_tf32": "0"}.
+        profile: where ONNX Runtime notes which node ran where, the beginning of a file's path; None = nowhere.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -45,6 +50,8 @@ class Runner:
         provider: str = "cpu",
         threads: int | None = None,
         check: bool = True,
+        settings: Mapping[str, str] | None = None,
+        profile: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> None:
         self.artifact = artifact.read(folder)
@@ -53,20 +60,24 @@ class Runner:
         if check:
             artifact.check(self.artifact)
         runtime = import_runtime()
-        wanted = SHORT.get(provider, provider)
-        settings = runtime.SessionOptions()
-        settings.log_severity_level = 3  # errors; a provider that is not there is told below
+        self.wanted = SHORT.get(provider, provider)
+        session = runtime.SessionOptions()
+        session.log_severity_level = 3  # errors; a provider that is not there is told below
         if threads is not None:
-            settings.intra_op_num_threads = threads
-        self.session = open_session(runtime, self.artifact.model, wanted, settings)
-        self.provider = f"ONNX Runtime {runtime.__version__} {wanted}"
+            session.intra_op_num_threads = threads
+        if profile is not None:
+            session.enable_profiling, session.profile_file_prefix = True, os.fspath(profile)
+        self.session = open_session(runtime, self.artifact.model, self.wanted, session, settings or {})
+        self.provider = f"ONNX Runtime {runtime.__version__} {self.wanted}"
 
     def __call__(self, volume: np.ndarray) -> dict[str, np.ndarray]:
         """Return the outputs by name for a volume (N, C, D, H, W), float32."""
         return dict(zip(self.artifact.outputs, self.session.run(None, {INPUT: volume}), strict=True))
 
 
-def open_session(runtime: Any, model: Path, provider: str, settings: Any) -> Any:
+def open_session(
+    runtime: Any, model: Path, provider: str, session: Any, settings: Mapping[str, str] = MappingProxyType({})
+) -> Any:
     """Return a session whose first provider is the one asked for.
 
     Raises:
@@ -75,19 +86,21 @@ def open_session(runtime: Any, model: Path, provider: str, settings: Any) -> Any
     if provider != CPU and hasattr(runtime, "preload_dlls"):
         runtime.preload_dlls()  # CUDA's and cuDNN's libraries where pip has put them
     try:
-        session = runtime.InferenceSession(os.fspath(model), settings, providers=[provider])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Specified provider")  # told below, as an error
+            made = runtime.InferenceSession(os.fspath(model), session, providers=[(provider, dict(settings))])
     except Exception as error:  # its errors share no base
         raise SvdHubError(
             f"ONNX Runtime cannot run {model.name} on {provider}: {error}. Next: another precision (svd-hub export "
             "formats says what runs where), or another provider"
         ) from error
-    if (got := session.get_providers()[0]) != provider:
+    if (got := made.get_providers()[0]) != provider:
         raise SvdHubError(
             f"{provider} was asked for and ONNX Runtime chose {got}; this build has "
             f"{', '.join(runtime.get_available_providers())}, whether there is such a device or not. Next: "
             f"{_advice(provider)}"
         )
-    return session
+    return made
 
 
 def import_runtime() -> Any:
@@ -98,7 +111,7 @@ def import_runtime() -> Any:
         SvdHubError: both wheels are, of which one has overwritten the other.
     """
     installed = wheels()
-    if len(installed) > 1:
+    if len(installed) > 1 and len(set(places())) == 1:
         told = " and ".join(f"{name} {number}" for name, number in installed.items())
         raise SvdHubError(
             f"{told} are both installed: they share their files, and the last one that was installed is what runs. "
@@ -113,13 +126,18 @@ def import_runtime() -> Any:
 
 def wheels() -> Mapping[str, str]:
     """Return the installed wheels of ONNX Runtime, with their releases."""
-    found = {}
+    return {name: told.version for name, told in _distributions()}
+
+
+def places() -> list[str]:
+    """Return the folder of each of them: in folders of their own they do not overwrite each other."""
+    return [str(told.locate_file("")) for _, told in _distributions()]
+
+
+def _distributions() -> Iterator[tuple[str, Distribution]]:
     for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(PackageNotFoundError):
+            yield name, distribution(name)
 
 
 def _advice(provider: str) -> str:

@@ -16,6 +16,7 @@ from ..errors import CheckpointError, SvdHubError
 from ..hub import load
 from . import artifact, inputs
 from .artifact import Artifact
+from .contract import Runner
 from .exporting import open_runner
 from .facts import weights_sha256
 from .formats import AGREEMENT, TOLERANCES
@@ -60,6 +61,20 @@ def verify(folder: str | os.PathLike[str], *, model: Any = None, **options: Any)
     found = artifact.read(folder)
     artifact.check(found)
     run, note = open_runner(found.format, found.precision, found.folder)
+    network, why = original(found, model, options)
+    return held(found, run, network, note=note, why=why)
+
+
+def held(found: Artifact, run: Runner | None, network: Network | None, *, note: str = "", why: str = "") -> Verified:
+    """Return the golden pair of an artifact and its parity, by a runner.
+
+    Args:
+        found: the artifact.
+        run: what runs it; None = nothing here does.
+        network: that it was made from; None = it is not here.
+        note: what is to be said of the runner.
+        why: the network is not here.
+    """
     golden = None
     if run is not None:
         volume, wanted = artifact.golden(found)
@@ -72,7 +87,6 @@ def verify(folder: str | os.PathLike[str], *, model: Any = None, **options: Any)
             cases=(case,),
             note=note,
         )
-    network, why = _original(found, model, options)
     if network is None or run is None:
         return Verified(golden=golden, parity=None, note=why or note)
     profile = _profile(found, network)
@@ -83,7 +97,7 @@ def verify(folder: str | os.PathLike[str], *, model: Any = None, **options: Any)
     return Verified(golden=golden, parity=parity, note=why)
 
 
-def _original(found: Artifact, model: Any, options: Mapping[str, Any]) -> tuple[Network | None, str]:
+def original(found: Artifact, model: Any, options: Mapping[str, Any]) -> tuple[Network | None, str]:
     """Return the network that an artifact was made from, or why it is not here."""
     told = found.manifest.get("load")
     asked = model is not None

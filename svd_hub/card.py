@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .catalog import Entry
 
 STATUS_WORDS = {
-    "ours": "trained by this project; recipe and log are in the repository",
+    "ours": "trained by this project's engine; recipe and log are published with it",
     "official": "the authors' own file",
     "converted": "a third party's file, converted",
     "derived": "computed from other weights",
@@ -38,6 +38,7 @@ def source_line(entry: Entry) -> str:
         "gdrive": f"Google Drive, file id {source.id} ({source.file})",
         "hf": f"Hugging Face {source.repo} @ {source.revision}: {source.file}",
         "folder": f"{source.file} in the shared folder {source.url}; no link per file",
+        "mirror": f"a release folder, which SVD_HUB_MIRROR names: {source.file}",
     }
     return places[source.kind]
 

@@ -42,6 +42,7 @@ _NEEDED = {
     "gdrive": ("id", "file"),
     "hf": ("repo", "revision", "file"),
     "folder": ("url", "file"),
+    "mirror": ("file", "sha256", "size"),
 }
 _TABLES = ("entry", "licence")
 
@@ -120,8 +121,10 @@ def _faults(entry: Entry) -> Iterator[str]:
         yield f"status {entry.status!r} with source.kind {source.kind!r}; allowed: 'none' just where no weights exist"
     if missing := [key for key in _NEEDED[source.kind] if not getattr(source, key)]:
         yield f"source.kind {source.kind!r} needs source.{', source.'.join(missing)}"
-    if not re.fullmatch(r"[0-9a-f]{64}" if source.kind == "bundled" else r"[0-9a-f]{0,64}", source.sha256):
-        yield f"source.sha256 {source.sha256!r} is not lower-case hex, 64 digits or (unless bundled) upstream's prefix"
+    own = source.kind in ("bundled", "mirror")  # a file that this project's own commands wrote
+    if not re.fullmatch(r"[0-9a-f]{64}" if own else r"[0-9a-f]{0,64}", source.sha256):
+        prefix = "" if own else " or upstream's prefix"
+        yield f"source.sha256 {source.sha256!r} is not lower-case hex, 64 digits{prefix}"
     if source.kind == "hf" and not re.fullmatch(r"[0-9a-f]{40}", source.revision):
         yield f"source.revision {source.revision!r} is not a commit of 40 hex digits"
     if not 0 <= source.size <= source.max_size:
@@ -203,9 +206,9 @@ def _licence(key: str, ours: Mapping[str, Any], over: Mapping[str, Any]) -> Lice
     return made
 
 
-def all_entries() -> dict[str, Entry]:
-    """Return every entry by name, the overlay of `SVD_HUB_CATALOG` included."""
-    return dict(_read(os.environ.get("SVD_HUB_CATALOG", ""))[0])
+def all_entries(overlay: Path | None = None) -> dict[str, Entry]:
+    """Return every entry by name, those of an overlay included: `overlay`, or None = that of `SVD_HUB_CATALOG`."""
+    return dict(_read(os.environ.get("SVD_HUB_CATALOG", "") if overlay is None else str(overlay))[0])
 
 
 def all_licences() -> dict[str, Licence]:

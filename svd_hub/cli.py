@@ -106,13 +106,14 @@ def _input_words(entry: Entry) -> str:
 
 
 def _get_words(entry: Entry) -> str:
-    words = {"none": "none", "bundled": "bundled", "folder": "by hand"}
+    words = {"none": "none", "bundled": "bundled", "folder": "by hand", "mirror": "mirror"}
     return words.get(entry.source.kind, "link")
 
 
 GET_WORDS = (
     "get it by: link = svd-hub fetch NAME brings it; by hand = svd-hub info NAME says where you get the file yourself; "
-    "bundled = it is inside this package; none = no weights to be had"
+    "mirror = it is in a release folder, which SVD_HUB_MIRROR names; bundled = it is inside this package; none = no "
+    "weights to be had"
 )
 
 

@@ -20,6 +20,7 @@ EXTRAS = {  # as pyproject.toml has them; a test holds the two together
     ),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
     "serve": ("tritonclient",),
     "demo": ("SimpleITK", "highdicom", "pydicom", "pillow", "matplotlib", "scikit-image", "nibabel"),
 }  # fmt: skip

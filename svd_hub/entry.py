@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 STATUSES = ("ours", "official", "converted", "derived", "recipe", "unavailable")
 CHECKED = ("file", "layout", "never")
-SOURCES = ("none", "bundled", "url", "gdrive", "hf", "folder")
+SOURCES = ("none", "bundled", "url", "gdrive", "hf", "folder", "mirror")
 TASKS = ("backbone", "classification", "segmentation", "detection")
 LOADABLE = ("ours", "official", "converted", "derived")
 NOT_STATED = "not stated"
@@ -27,7 +27,8 @@ class Source:
     """Where the bytes of an entry are, and what they must hash to.
 
     Attributes:
-        kind: one of `SOURCES`. "folder": a shared folder without a link per file, to be fetched by hand.
+        kind: one of `SOURCES`. "folder": a shared folder without a link per file, to be fetched by hand. "mirror": no
+            link at all, the file is in release folders (`svd-hub publish --to`) that SVD_HUB_MIRROR names.
         file: the file's own name (also what a mirror or a by-hand copy must be called).
         url: the direct link of `url`, the folder's page of `folder`.
         repo, revision: of `hf`; the revision is a 40-hex commit.

@@ -131,6 +131,8 @@ def _facts_of(entry: Entry) -> dict[str, Any]:
 
 
 def _by_hand(entry: Entry) -> str:
+    if entry.source.kind == "mirror":
+        return "set SVD_HUB_MIRROR to the release folder, or to its address"
     if entry.source.kind != "folder":
         return ""
     return public(

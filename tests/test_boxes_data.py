@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_boxes import LESIONS, coco_set, lesion_set, write_slice
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from svd_hub.training.data.annotations import read_coco, read_nih
 from svd_hub.training.data.boxes import Boxed, Picture, Sample, collate, for_training, mirrored, resized
 from svd_hub.training.data.coco import CocoImages
 from svd_hub.training.data.deeplesion import DeepLesionSlices
+from svd_hub.training.miniature.boxes import LESIONS, coco_set, lesion_set, write_slice
 
 
 @pytest.fixture(scope="module")

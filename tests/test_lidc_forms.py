@@ -12,18 +12,15 @@ import helpers_lidc as lidc
 import numpy as np
 import pytest
 import torch
-from helpers_lidc import INFO, contour, message, nodule, square
-from helpers_training import log
+from helpers_lidc import contour, message, nodule, square
 
-import svd_hub
 from svd_hub.errors import OptionError, SvdHubError
 from svd_hub.preprocess import Preprocess
-from svd_hub.training import engine
 from svd_hub.training.data import lidc_acs, lidc_xml
-from svd_hub.training.data.lidc_acs import AcsNodules, hounsfield, read_split, turned, two_classes
+from svd_hub.training.data.lidc_acs import INFO, AcsNodules, hounsfield, read_split, turned, two_classes
 from svd_hub.training.data.lidc_masks import AcsMasks, LidcMasks
 from svd_hub.training.data.lidc_xml import Contour, Drawing, inside, mode, nodules, read_xml, region_of
-from svd_hub.training.evaluation import evaluate_entry
+from svd_hub.training.miniature.nodules import acs_set, pair_set, reading, write_tables
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +35,12 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def acs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lidc.acs_set(tmp_path_factory.mktemp("acs") / "set")
+    return acs_set(tmp_path_factory.mktemp("acs") / "set")
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lidc.pairs(tmp_path_factory.mktemp("pairs") / "set")
+    return pair_set(tmp_path_factory.mktemp("pairs") / "set")
 
 
 # ---- the official split --------------------------------------------------------------------------------------------
@@ -85,8 +82,8 @@ def test_the_official_split_leaks_and_is_refused_unless_it_is_named(official: Pa
 def test_tables_of_another_form_are_told(tmp_path: Path) -> None:
     with pytest.raises(SvdHubError, match=r"train_test_split\.csv does not exist"):
         read_split(tmp_path)
-    rows = [lidc.row("lidc1_1", "p", "1")]
-    lidc.write_tables(tmp_path, rows, ["lidc1_1.npz", "lidc2_1.npz"], [])
+    rows = [reading("lidc1_1", "p", "1")]
+    write_tables(tmp_path, rows, ["lidc1_1.npz", "lidc2_1.npz"], [])
     with pytest.raises(SvdHubError, match=r"no reading of 1 nodules of .*lidc2_1 first"):
         read_split(tmp_path)
     (tmp_path / INFO).write_text((tmp_path / INFO).read_text().replace("1111,1", "1111,x"))
@@ -184,74 +181,21 @@ def test_masks_lie_on_their_images_through_every_turn(form: str, pairs: Path, ac
         assert torch.equal(x[0] > level, mask > 0)
         assert known.tolist() == [True, True]
         assert set(example) == {"image", "spacing"}
-    assert len(data.val_cases) == {"pairs": 2, "acs": 5}[form]  # the official list has one twice
+    assert len(data.val_cases) == {"pairs": 4, "acs": 5}[form]  # the official list has one twice
     if form == "acs":
         assert len(AcsMasks(folder=acs, split="clean").val_cases) == 4
 
 
 def test_pairs_that_do_not_fit_are_told(tmp_path: Path) -> None:
-    folder = lidc.pairs(tmp_path / "set", count=4)
+    folder = pair_set(tmp_path / "set", count=4)
     with pytest.raises(SvdHubError, match=r"1 of the 2 folds are in train_folds and in val_folds"):
         LidcMasks(folder=folder, train_folds=[0, 1], val_folds=[1])
-    (folder / "masks" / "n0.nii.gz").write_bytes((lidc.pairs(tmp_path / "x") / "masks" / "n0.nii.gz").read_bytes())
+    (folder / "masks" / "n0.nii.gz").write_bytes((pair_set(tmp_path / "x") / "masks" / "n0.nii.gz").read_bytes())
     with pytest.raises(SvdHubError, match=r"no nodules of folds \[9\]"):
         LidcMasks(folder=folder, train_folds=[9], val_folds=[3]).setup("fit")
     (folder / "masks" / "n0.nii.gz").unlink()
     with pytest.raises(SvdHubError, match=r"masks/n0\.nii\.gz does not exist"):
         LidcMasks(folder=folder, train_folds=[0], val_folds=[3]).setup("fit")
-
-
-# ---- recipes -------------------------------------------------------------------------------------------------------
-
-NARROW = {"task.init_args.network.options.width": 4, "task.init_args.network.options.depth": 10}
-ENCODER = {
-    "task.init_args.network.options.encoder_options": {"depth": 10, "width": 4},
-    "task.init_args.network.options.head_channels": 8,
-}
-RATE, SIZE = "task.init_args.optimiser.lr", "data.init_args.size"
-SMALL = {"run.epochs": 10, "run.threads": 1, "data.init_args.batch_size": 3, RATE: 1e-2, SIZE: 24}
-WARM = {"task.init_args.optimiser.warmup_steps": 2, "task.init_args.optimiser.drops": "[9]"}
-
-
-@pytest.mark.parametrize(
-    ("name", "more"),
-    [
-        ("resnet3d18_lidc_paper", {**NARROW, SIZE: 16, "task.init_args.optimiser.drops": "[9]"}),
-        ("resnet3d18_lidc_official", {**NARROW, SIZE: 16, **WARM}),
-        ("fcn3d18_lidc_paper", {**ENCODER, "task.init_args.window": "[24, 24, 24]"}),
-        ("fcn3d18_lidc_official", {**ENCODER, "task.init_args.window": "[24, 24, 24]"}),
-    ],
-)
-def test_recipes_of_the_npz_set_learn_in_twenty_steps(
-    name: str, more: dict[str, Any], acs: Path, tmp_path: Path
-) -> None:
-    settings = {**SMALL, "data.init_args.folder": str(acs), **more}
-    result = engine.train(name, run=tmp_path / "run", overrides=settings, progress=False)
-    rows = log(tmp_path / "run")
-    assert rows[-1]["step"] == 20
-    assert rows[-1]["train/loss"] < 0.9 * rows[0]["train/loss"]
-    assert ("val/dice_pooled" in rows[-1]) == name.startswith("fcn")
-    model = svd_hub.load(result)
-    assert model.preprocess.window == (-1024, 400)
-    assert len(model.entry.classes) == 2
-
-
-def test_the_recipe_of_nifti_masks_learns_in_twenty_steps(pairs: Path, tmp_path: Path) -> None:
-    settings = {
-        **SMALL,
-        "run.epochs": 10,
-        "task.init_args.network.init": "none",
-        **ENCODER,
-        "task.init_args.window": "[16, 16, 16]",
-        SIZE: 16,
-        "data.init_args.folder": str(pairs),
-    }
-    result = engine.train("fcn3d18w16_lidc", run=tmp_path / "run", overrides=settings, progress=False)
-    rows = log(tmp_path / "run")
-    assert rows[-1]["step"] == 20
-    assert rows[-1]["train/loss"] < 0.9 * rows[0]["train/loss"]
-    found = evaluate_entry(str(result), recipe=str(tmp_path / "run" / "recipe.yaml"))
-    assert 0 <= found["metrics"]["dice"] <= 1
 
 
 # ---- the XML -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from miniature import nodules
 from real_data import need
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from svd_hub.preprocess import Preprocess
 from svd_hub.skeleton import skeleton
 from svd_hub.training import recipe
 from svd_hub.training.data.lidc import LidcNodules, read_crop, read_nodules
+from svd_hub.training.miniature.nodules import write_nodules
 
 torch.set_num_threads(1)
 OPTIONS: dict[str, Any] = {"depth": 18, "num_classes": 2, "depth_stride": 2}
@@ -61,7 +61,7 @@ def test_a_crop_that_is_too_small_is_padded_with_the_window_s_low_end(tmp_path: 
         for label in (0, 1)
     ]
     crop = np.full((40, 40, 12), 40, np.int16)
-    folder = nodules(tmp_path / "data", rows, {"n0": crop, "n1": crop}, zooms=(0.75, 0.75, 2.5))
+    folder = write_nodules(tmp_path / "data", rows, {"n0": crop, "n1": crop}, zooms=(0.75, 0.75, 2.5))
     data = LidcNodules(folder=folder, train_folds=[0], val_folds=[1], size=48, margin=0)
     data.setup("fit")
     (cube, label), low = data.val_set[0, 0], 0.0

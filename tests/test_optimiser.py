@@ -52,6 +52,17 @@ def test_a_drop_falls_on_the_first_step_of_its_epoch_whatever_the_length() -> No
         ]
 
 
+def test_a_cosine_may_stay_within_an_epoch() -> None:
+    """mmcv's CosineAnnealing by epoch: half of 1 + cos(pi * epoch / epochs), the same in each of its steps."""
+    rule = Optimiser(lr=0.1, schedule="cosine", stepped="epoch")
+    expected = [0.05 * (1 + math.cos(math.pi * (step // 10) / EPOCHS)) for step in range(STEPS)]
+    assert rates(rule) == pytest.approx(expected, rel=1e-9)
+    assert rates(rule) != rates(Optimiser(lr=0.1, schedule="cosine"))
+    warm = rates(Optimiser(lr=0.1, schedule="cosine", stepped="epoch", warmup_steps=15))
+    assert warm[:15] == pytest.approx([0.1 * (step + 1) / 15 for step in range(15)])
+    assert warm[15:20] == pytest.approx([0.1] * 5)
+
+
 def test_poly_ends_at_its_least_rate() -> None:
     rule = Optimiser(name="adam", lr=1e-3, schedule="poly", power=0.9, min_lr=1e-6)
     expected = [(1e-3 - 1e-6) * (1 - step / STEPS) ** 0.9 + 1e-6 for step in range(STEPS)]

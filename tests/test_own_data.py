@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 import random
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from helpers_own import SECRET, labelled, lump, masked, write_csv, write_volume
 from helpers_training import At, forked, log
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -28,17 +28,22 @@ from svd_hub.training import engine
 from svd_hub.training.data import planning
 from svd_hub.training.data.kept import Kept, Memory
 from svd_hub.training.data.own import Division, Reading
-from svd_hub.training.data.own_masks import OwnMasks
+from svd_hub.training.data.own_masks import OwnMasks, check_place
 from svd_hub.training.data.own_volumes import Changes, OwnVolumes
 from svd_hub.training.data.planning import Extent
 from svd_hub.training.data.splits import check_leakage, split_by_patient
 from svd_hub.training.data.table import class_order, read_table
 from svd_hub.training.evaluation import evaluate_entry
+from svd_hub.training.miniature import own as made
+from svd_hub.training.miniature.own import lump, masked, write_csv
+from svd_hub.training.miniature.volumes import write_volume
 
 FOLDER = "data.init_args.folder"
 BACKBONE = "resnet3d18w16_tinyimagenet"
 INIT = "task.init_args.network.init"
 READING = "data.init_args.reading"
+SECRET = "SENTINEL-4711"  # a patient's number: it may be in the CSV and nowhere else
+labelled = functools.partial(made.labelled, patient=SECRET)
 
 
 @pytest.fixture(autouse=True)
@@ -426,6 +431,23 @@ def moved(path: Path) -> None:
     sitk.WriteImage(image, str(path))
 
 
+def cropped(path: Path) -> None:
+    """As many tools write a mask; as a mask of another patient of the same set looks."""
+    sitk.WriteImage(sitk.ReadImage(str(path))[:, :, 1:], str(path))
+
+
+def coarse(path: Path) -> None:
+    image = sitk.ReadImage(str(path))
+    image.SetSpacing((1.0, 1.0, 1.5))
+    sitk.WriteImage(image, str(path))
+
+
+def oblique(path: Path) -> None:
+    image = sitk.ReadImage(str(path))
+    image.SetDirection(sitk.Euler3DTransform((0, 0, 0), 0, 0, 0.1).GetMatrix())
+    sitk.WriteImage(image, str(path))
+
+
 def far(path: Path) -> None:
     image = sitk.ReadImage(str(path))[:, :, 1:]
     image.SetOrigin((900.0, 0.0, 0.0))
@@ -433,8 +455,15 @@ def far(path: Path) -> None:
 
 
 MASKS: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
-    "header lost": (moved, {}, r"line 2: the mask has as many voxels as the image.*lies elsewhere"),
-    "elsewhere": (far, {}, r"line 2: nothing of the mask lies within the image"),
+    "header lost": (
+        moved,
+        {},
+        r"line 2: .*not on the image's grid.*origin -21, -19, 0;.*origin 3, -7, 11.*header is not",
+    ),
+    "another size": (cropped, {}, r"line 2: .*mask 17 x 20 x 22 voxels.*image 18 x 20 x 22 .*Next: check the pair; or"),
+    "another spacing": (coarse, {}, r"line 2: .*mask 18 x 20 x 22 voxels of 1.5 x 1 x 1 mm.*image 18 x 20 x 22"),
+    "turned": (oblique, {}, r"line 2: .*not on the image's grid.*direction 0\.995"),
+    "elsewhere": (far, {"other_grids": "resample"}, r"line 2: nothing of the mask lies within the image"),
     "an image": (
         lambda path: write_volume(path, lump(0, value=0)[0].astype(np.float32) / 7),
         {},
@@ -455,6 +484,26 @@ def test_masks_that_do_not_fit_are_told(tmp_path: Path, case: str) -> None:
     change(tmp_path / "seg0.nrrd")
     with pytest.raises(SvdHubError, match=told):
         segmenting(path, **options).setup("fit")
+
+
+def test_a_mask_on_another_grid_is_brought_to_its_image_where_asked(tmp_path: Path) -> None:
+    """What was cut off is background; a header that is rounded is no other grid."""
+    path = masked(tmp_path)
+    same = segmenting(path, reading=Reading(spacing=(1, 1, 1)))
+    same.setup("fit")
+    cropped(tmp_path / "seg0.nrrd")
+    data = segmenting(path, reading=Reading(spacing=(1, 1, 1)), other_grids="resample")
+    data.setup("fit")
+    before, after = (one.train_set.cases[0].target for one in (same, data))  # type: ignore[union-attr]
+    lost = (before != after).flatten(1).any(1).nonzero().flatten().tolist()
+    assert lost in ([], [0], [len(before) - 1])
+    assert after.any()
+    rounded = sitk.ReadImage(str(tmp_path / "seg1.nrrd"))
+    rounded.SetOrigin([value + 0.004 for value in rounded.GetOrigin()])
+    sitk.WriteImage(rounded, str(tmp_path / "seg1.nrrd"))
+    row = next(row for row in data.rows("train") if row.mask and row.mask.name == "seg1.nrrd")
+    image, mask = data.reader.image(row), data.reader.mask(row)
+    check_place("line", image, mask, other_grids="refuse")
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------

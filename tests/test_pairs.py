@@ -7,18 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import helpers_pairs as miniature
 import numpy as np
 import pytest
 import torch
-from helpers_training import log
 
-import svd_hub
 from svd_hub.errors import OptionError, SvdHubError
 from svd_hub.preprocess import Preprocess
-from svd_hub.training import engine
 from svd_hub.training.data.pairs import PairVolumes, drawn_split, lits_split, part_of, read_pairs
-from svd_hub.training.evaluation import evaluate_entry
+from svd_hub.training.miniature import volumes
 from svd_hub.training.prepare import job_of, prepare
 
 
@@ -29,12 +25,12 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def decathlon(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.decathlon(tmp_path_factory.mktemp("decathlon"))
+    return volumes.decathlon(tmp_path_factory.mktemp("decathlon"))
 
 
 @pytest.fixture(scope="module")
 def lits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.lits(tmp_path_factory.mktemp("lits"))
+    return volumes.lits(tmp_path_factory.mktemp("lits"))
 
 
 def module(folder: Path | None, form: str = "decathlon", **options: Any) -> PairVolumes:
@@ -84,7 +80,7 @@ def test_evaluation_sees_exactly_what_the_entry_does_and_labels_lie_on_it(decath
             assert torch.equal(target, case.target)
             assert known.all()
             number = int(case.name.rpartition("-" if "-" in case.name else "_")[2])
-            assert np.array_equal(target.numpy(), miniature.anatomy(number)[1])
+            assert np.array_equal(target.numpy(), volumes.anatomy(number)[1])
         x, target = data.train_set[(1, 2)]
         assert x.shape == (1, 16, 16, 16)
         assert target.shape == (16, 16, 16)
@@ -109,7 +105,7 @@ def test_patches_that_are_about_nothing_are_anywhere(lits: Path) -> None:
 
 
 def test_pairs_that_prepare_left_out_are_left_out(tmp_path: Path) -> None:
-    folder = miniature.lits(tmp_path / "set")
+    folder = volumes.lits(tmp_path / "set")
     (folder / "Training Batch 2" / "segmentation-1.nii").unlink()
     with pytest.raises(SvdHubError, match=r"segmentation-1\.nii does not exist.*leave volume-1 out"):
         module(folder, "lits", split="official").setup("fit")
@@ -135,41 +131,3 @@ def test_folders_of_another_form_are_told(tmp_path: Path, decathlon: Path) -> No
         (tmp_path / "dataset.json").write_text(json.dumps({**table, **change}))
         with pytest.raises(SvdHubError, match=told):
             read_pairs(tmp_path, "decathlon")
-
-
-NARROW = {
-    "task.init_args.network.init": "none",
-    "task.init_args.network.options.encoder_options": {"depth": 10, "width": 4},
-    "task.init_args.window": "[16, 16, 16]",
-    "task.init_args.optimiser.lr": 1e-2,
-    "data.init_args.size": "[16, 16, 16]",
-    "data.init_args.patches": 10,
-    "data.init_args.batch_size": 2,
-    "run.epochs": 4,
-    "run.threads": 1,
-}
-
-
-def test_hippocampus_unet3d_learns_in_twenty_steps(decathlon: Path, tmp_path: Path) -> None:
-    settings = {**NARROW, "data.init_args.folder": str(decathlon), "data.init_args.fraction": 0.5}
-    result = engine.train("hippocampus_unet3d", run=tmp_path / "run", overrides=settings, progress=False)
-    rows = log(tmp_path / "run")
-    assert rows[-1]["step"] == 20
-    assert rows[-1]["train/loss"] < 0.9 * rows[0]["train/loss"]
-    model = svd_hub.load(result)
-    assert (model.preprocess.modality, model.preprocess.statistics) == ("MR", "volume")
-    assert model.entry.classes == ("background", "anterior", "posterior")
-    found = evaluate_entry(str(result), recipe=str(tmp_path / "run" / "recipe.yaml"))
-    assert found["metrics"]["dice"] == pytest.approx(rows[-1]["val/dice"], abs=1e-3)
-
-
-def test_lits_unet3d18_learns_in_twenty_steps(lits: Path, tmp_path: Path) -> None:
-    more = {"run.precision": "32-true", "run.accumulate": 1, "data.init_args.spacing": "[1, 1, 1]", "run.seed": 5}
-    settings = {**NARROW, **more, "data.init_args.folder": str(lits), "data.init_args.workers": 0}
-    result = engine.train("lits_unet3d18", run=tmp_path / "run", overrides=settings, progress=False)
-    rows = log(tmp_path / "run")
-    assert rows[-1]["step"] == 20
-    assert rows[-1]["train/loss"] < 0.9 * rows[0]["train/loss"]
-    model = svd_hub.load(result)
-    assert (model.preprocess.window, model.preprocess.mean) == ((-200, 250), 123.675)
-    assert model.entry.classes == ("background", "liver")

@@ -12,13 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import helpers_lidc as lidc
-import helpers_pairs as pairs
-import miniature
 import numpy as np
 import pytest
 from helpers_lidc import contour, message, nodule, square
-from helpers_own import write_volume
 from helpers_training import forked
 from helpers_volume import make_series
 from PIL import Image
@@ -30,6 +26,8 @@ from svd_hub.training.data.images import ImageParquet, Phase
 from svd_hub.training.data.lidc import LidcNodules, read_nodules
 from svd_hub.training.data.lidc_masks import LidcMasks
 from svd_hub.training.data.packed import pack
+from svd_hub.training.miniature import nodules, pictures, volumes
+from svd_hub.training.miniature.volumes import write_volume
 from svd_hub.training.prepare import job_of, prepare
 from svd_hub.training.prepare.imagenet import ImageNet, shrunk
 from svd_hub.training.prepare.job import Done, Entry, Job
@@ -181,10 +179,10 @@ def folders(folder: Path) -> Path:
     for k in range(17):
         split, name = ("train" if k < 13 else "val"), f"n{k % 3}"
         (folder / split / name).mkdir(parents=True, exist_ok=True)
-        data = miniature.encoded(miniature.picture(k, size=(30 + k, 40), label=k % 3))
+        data = pictures.encoded(pictures.picture(k, size=(30 + k, 40), label=k % 3))
         (folder / split / name / f"{k:02}.JPEG").write_bytes(data if k != 4 else data[:-300])
-    Image.fromarray(miniature.picture(50, size=(40, 30))).save(folder / "train" / "n0" / "x.png")
-    Image.fromarray(miniature.picture(51, size=(20, 30), grey=True)).save(folder / "train" / "n1" / "y.JPEG")
+    Image.fromarray(pictures.picture(50, size=(40, 30))).save(folder / "train" / "n0" / "x.png")
+    Image.fromarray(pictures.picture(51, size=(20, 30), grey=True)).save(folder / "train" / "n1" / "y.JPEG")
     Image.new("CMYK", (20, 24), (9, 90, 30, 0)).save(folder / "train" / "n2" / "z.JPEG")
     (folder / "LOC_synset_mapping.txt").write_text("n0 a thing, other name\nn1 b\nn2 c\n")
     return folder
@@ -220,20 +218,20 @@ def test_folders_of_classes_become_what_the_recipes_read(tmp_path: Path) -> None
 
 
 def test_shards_become_the_same_and_keep_their_names(tmp_path: Path) -> None:
-    source = miniature.image_set(tmp_path / "set")
+    source = pictures.image_set(tmp_path / "set")
     (source / "val-00000-of-00001.parquet").rename(source / "validation-00000-of-00001.parquet")
     prepare(ImageNet(source=source), tmp_path / "out")
     made = pack(tmp_path / "out", "train", tmp_path / "nowhere")
-    assert (len(made), len(pack(tmp_path / "out", "val", tmp_path / "nowhere"))) == (miniature.TRAIN, 7)
+    assert (len(made), len(pack(tmp_path / "out", "val", tmp_path / "nowhere"))) == (pictures.TRAIN, 7)
     assert np.array_equal(np.asarray(made.image(3)), np.asarray(pack(source, "train", tmp_path / "cache").image(3)))
     assert json.loads((tmp_path / "out" / "classes.json").read_text())[0]["words"] == "thing 0, other name"
 
 
 def test_pictures_as_they_are_stay_so() -> None:
-    large = miniature.encoded(miniature.picture(1, size=(90, 80)))
+    large = pictures.encoded(pictures.picture(1, size=(90, 80)))
     assert shrunk(large, 0, 90) == large
     assert shrunk(large, 80, 90) == large
-    png = miniature.encoded(miniature.picture(1), "PNG")
+    png = pictures.encoded(pictures.picture(1), "PNG")
     assert shrunk(png, 0, 90) == png
     with Image.open(io.BytesIO(shrunk(png, 80, 90))) as made:
         assert (made.format, made.size) == ("JPEG", (24, 24))
@@ -317,7 +315,7 @@ def test_scans_and_readings_become_nodules_with_their_masks(tcia: Path, tmp_path
 
 
 def test_the_npz_set_becomes_nifti_pairs(tmp_path: Path) -> None:
-    source = lidc.acs_set(tmp_path / "set", nodules=6)
+    source = nodules.acs_set(tmp_path / "set", count=6)
     report = prepare(job_of("lidc", source), tmp_path / "out")
     assert (report.facts["benign"], report.facts["malignant"]) == (3, 3)
     rows = read_nodules(tmp_path / "out")
@@ -347,11 +345,11 @@ def test_downloads_that_lack_a_half_are_told(tmp_path: Path, tcia: Path) -> None
 
 def test_pairs_are_looked_at_and_wrong_ones_named(tmp_path: Path) -> None:
     """By the command."""
-    source = pairs.lits(tmp_path / "set")
+    source = volumes.lits(tmp_path / "set")
     batch = source / "Training Batch 2"
     (batch / "segmentation-1.nii").unlink()
-    write_volume(batch / "segmentation-3.nii", pairs.anatomy(3)[1][1:])
-    write_volume(batch / "segmentation-5.nii", pairs.anatomy(5)[1] * 3)
+    write_volume(batch / "segmentation-3.nii", volumes.anatomy(3)[1][1:])
+    write_volume(batch / "segmentation-5.nii", volumes.anatomy(5)[1] * 3)
     if "prepare" not in {command.name for command in cli.app.registered_commands}:
         cli._add_commands()
     result = CliRunner().invoke(
@@ -362,7 +360,7 @@ def test_pairs_are_looked_at_and_wrong_ones_named(tmp_path: Path) -> None:
     assert "left out: 1, two grids" in result.output
     rows = list(csv.DictReader((tmp_path / "out" / "cases.csv").read_text().splitlines()))
     assert [row["name"] for row in rows] == ["volume-0", "volume-2", "volume-4"]
-    labels = pairs.anatomy(0)[1]
+    labels = volumes.anatomy(0)[1]
     assert [int(rows[0][f"voxels_{name}"]) for name in ("liver", "tumour")] == [(labels == k).sum() for k in (1, 2)]
     dropped = dict(csv.reader((tmp_path / "out" / "dropped.csv").read_text().splitlines()))
     assert dropped["volume-1"].startswith("missing labels: segmentation-1.nii")

@@ -11,17 +11,19 @@ import miniature
 import numpy as np
 import pytest
 import torch
-from helpers_boxes import coco_set
 from helpers_ranks import together
 from helpers_training import FOLDER, At, kill, log, run, same
 from safetensors.torch import load_file
 from test_detection_training import narrow
 from test_segmentation_training import RECIPE as SEGMENTATION
-from test_segmentation_training import organ_set
 
 import svd_hub
 from svd_hub.errors import OptionError, SvdHubError
 from svd_hub.training import engine, ranks
+from svd_hub.training.miniature import pictures
+from svd_hub.training.miniature.boxes import coco_set
+from svd_hub.training.miniature.nodules import write_nodules
+from svd_hub.training.miniature.organs import organ_set
 from svd_hub.training.recipe import RunSettings
 from svd_hub.training.scores import read_scores
 
@@ -38,7 +40,7 @@ def one_thread() -> None:
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature set with a network of group norms, whose statistics are of an image, and one of batch norms."""
     folder = tmp_path_factory.mktemp("ranks")
-    miniature.image_set(folder / "set")
+    pictures.image_set(folder / "set")
     momentum = {"warmup: 0.2": "warmup: 0.2, momentum: 0.9"}
     miniature.recipe(folder / "batch.yaml", **momentum)
     group = {"stem_pool: false": "stem_pool: false, norm: group", "seed: 3": "seed: 3, clip: 0.5"}
@@ -143,7 +145,7 @@ def nodules(here: Path, folder: Path) -> tuple[str, dict[str, Any]]:
     volumes = {row["name"]: random.integers(-900, 300, (12, 12, 12)).astype(np.int16) for row in rows}
     changes = {"width": 2, "depth": 10, "norm": "group"}
     return "resnet3d18w16_lidc", {
-        FOLDER: str(miniature.nodules(folder / "nodules", rows, volumes)),
+        FOLDER: str(write_nodules(folder / "nodules", rows, volumes)),
         "task.init_args.network.init": "none",
         "data.init_args.size": 40,
         "data.init_args.margin": 0,

@@ -16,6 +16,7 @@ from scipy import stats
 from svd_hub import cli, list_entries
 from svd_hub.errors import SvdHubError
 from svd_hub.training import engine, reproduce
+from svd_hub.training.miniature import pictures
 from svd_hub.training.reproduce import Comparison, Line, compare, read_paper, read_runs
 
 TABLES = ("table2", "table3", "table4", "table5", "table6", "table7", "fig4")
@@ -83,7 +84,7 @@ def test_means_over_false_positives_are_means() -> None:
 
 def test_what_the_paper_repeats_is_still_the_same() -> None:
     """The inconsistencies that `known` names are there in the numbers, too."""
-    (seventh,) = read_paper("table7").rows
+    (seventh,) = [row for row in read_paper("table7").rows if row.values]
     (sixth,) = [row for row in read_paper("table6").rows if row.ours]
     assert seventh.values == sixth.values
     texts = " ".join(known.text for name in TABLES for known in read_paper(name).known)
@@ -111,7 +112,7 @@ def test_table_2_comes_out_to_the_last_printed_digit() -> None:
                 assert cell.difference == 0
                 counted += 1
         assert one.cells["top1"].here is None
-    assert counted == 10
+    assert counted == 12
     assert [one.name for one in found.lines] == [row.name for row in read_paper("table2").rows]
 
 
@@ -139,7 +140,8 @@ def test_runs_go_to_their_rows(folder: Path) -> None:
     assert ours.p is None
     assert line(found, "Kinetics").cells["auc"].here is None
     assert found.notes == ()
-    train, last = found.commands[0], found.commands[-1]
+    (train,) = [one for one in found.commands if one.startswith("svd-hub train resnet3d18_lidc ")]
+    last = found.commands[-1]
     assert "resnet3d18_kinetics_moments" in train
     assert "none" not in train
     assert last == "svd-hub reproduce table4 --runs runs/table4"
@@ -224,8 +226,8 @@ def test_what_does_not_belong_is_told(folder: Path) -> None:
 def test_a_recipe_that_is_not_shipped_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reproduce.comparison, "_shipped", lambda recipe: recipe == "resnet3d18w16_lidc")
     commands = compare("table4").commands
-    assert commands[0].startswith("# resnet3d18_lidc is no recipe of this version: none, resnet3d18_med3d23")
-    assert commands[1].startswith("svd-hub train resnet3d18w16_lidc --data DIR --init INIT")
+    assert commands[2].startswith("# resnet3d18_lidc is no recipe of this version: none, resnet3d18_med3d23")
+    assert commands[3].startswith("svd-hub train resnet3d18w16_lidc --data DIR --init INIT")
 
 
 def test_folders_without_runs_and_damaged_runs(tmp_path: Path) -> None:
@@ -244,7 +246,7 @@ def test_folders_without_runs_and_damaged_runs(tmp_path: Path) -> None:
 
 
 def test_a_run_of_the_engine_is_read(tmp_path: Path) -> None:
-    miniature.image_set(tmp_path / "set")
+    pictures.image_set(tmp_path / "set")
     recipe = str(miniature.recipe(tmp_path / "plain.yaml"))
     settings = {"data.init_args.folder": str(tmp_path / "set"), "run.seed": 5, "run.epochs": 1}
     engine.train(recipe, run=tmp_path / "runs" / "one", overrides=settings, progress=False)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_boxes import series, write_slice
 from PIL import Image
 
 from svd_hub.errors import SvdHubError
 from svd_hub.training.data.slices import existing, mixed, parts, read_png, read_stack
+from svd_hub.training.miniature.boxes import series, write_slice
 
 SPACING = 2.5
 

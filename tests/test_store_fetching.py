@@ -27,7 +27,7 @@ def test_decide_never_asks_the_network_when_it_need_not() -> None:
     yes_no = (False, True)
     for kind, cached, local, mirror, offline in itertools.product(SOURCES, yes_no, yes_no, yes_no, yes_no):
         action = store.decide(kind, cached=cached, local=local, mirror=mirror, offline=offline)
-        reachable = kind in ("url", "gdrive", "hf") or (kind == "folder" and mirror)
+        reachable = kind in ("url", "gdrive", "hf") or (kind in ("folder", "mirror") and mirror)
         assert (action in ("mirror", "origin")) == (reachable and not (cached or local or offline))
         assert (action == "cached") == (cached and kind not in ("none", "bundled"))
         assert (action == "bundled", action == "unavailable") == (kind == "bundled", kind == "none")
@@ -206,7 +206,7 @@ def test_mirror_server_with_a_wrong_file(server: servers.Server, monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "SVD_HUB_OFFLINE"])
-@pytest.mark.parametrize("kind", ["url", "gdrive", "hf", "folder"])
+@pytest.mark.parametrize("kind", ["url", "gdrive", "hf", "folder", "mirror"])
 def test_offline(server: servers.Server, monkeypatch: pytest.MonkeyPatch, home: Path, name: str, kind: str) -> None:
     monkeypatch.setenv(name, "1")
     monkeypatch.setenv("SVD_HUB_MIRROR", server.base)
@@ -221,6 +221,16 @@ def test_folder_by_hand(home: Path) -> None:
     entry = make(kind="folder", url="https://example.org/shared")
     fails(entry, DownloadError, "https://example.org/shared", "svd-hub convert net model.pth", home / "incoming")
     by_hand(home, file="net/model.pth")
+    assert bring(entry).source_sha256 == SHA
+
+
+def test_release_folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = make(kind="mirror", url="")
+    fails(entry, DownloadError, "no link to one", "Next: set SVD_HUB_MIRROR to that folder", home / "incoming")
+    (tmp_path / "releases" / "net").mkdir(parents=True)
+    monkeypatch.setenv("SVD_HUB_MIRROR", str(tmp_path / "releases"))
+    fails(entry, DownloadError, f"model.pth is not in the mirror folder {tmp_path / 'releases'}")
+    (tmp_path / "releases" / "net" / "model.pth").write_bytes(BODY)
     assert bring(entry).source_sha256 == SHA
 
 

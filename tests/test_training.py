@@ -27,6 +27,7 @@ import svd_hub
 from svd_hub.errors import OptionError, SvdHubError
 from svd_hub.training import console, engine, saving
 from svd_hub.training import recipe as recipes
+from svd_hub.training.miniature import pictures
 from svd_hub.training.tasks import Classification
 from svd_hub.training.tasks.classification import Network, Optimiser, build_network
 
@@ -43,7 +44,7 @@ def one_thread() -> None:
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature set, three recipes on it, and the cache all tests of this file share."""
     folder = tmp_path_factory.mktemp("training")
-    miniature.image_set(folder / "set")
+    pictures.image_set(folder / "set")
     miniature.recipe(folder / "plain.yaml")
     noisy = {"svd_hub.training.tasks.Classification": "helpers_training.Noisy"}
     miniature.recipe(folder / "noisy.yaml", **noisy)
@@ -265,10 +266,10 @@ def test_a_moved_data_folder_is_taken_other_data_are_not(here: Path, whole: Any,
     stop = At("on_train_batch_start", 3, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         run(here, "noisy", tmp_path / "run", callbacks=[stop])
-    other = miniature.image_set(tmp_path / "other", seed=1)
+    other = pictures.image_set(tmp_path / "other", seed=1)
     with pytest.raises(SvdHubError, match=r"data are not those.*run\.json.*Next"):
         resume(tmp_path / "run", overrides={FOLDER: str(other)})
-    moved = miniature.image_set(tmp_path / "moved")
+    moved = pictures.image_set(tmp_path / "moved")
     resume(tmp_path / "run", overrides={FOLDER: str(moved)})
     assert same(tmp_path / "run", whole("noisy"))
 
@@ -298,7 +299,7 @@ def test_the_trained_network_loads_alone(whole: Any) -> None:
     model = svd_hub.load(whole("noisy") / "model.safetensors")
     assert model.preprocess.size == (3, 24, 24)
     assert model.entry.classes == ("thing 0", "thing 1", "thing 2")
-    picture = miniature.picture(5, size=(30, 40))
+    picture = pictures.picture(5, size=(30, 40))
     assert model(model.preprocess(picture)).shape == (1, 3)
 
 
@@ -347,6 +348,19 @@ def test_weight_decay_of_norms_can_be_left_out() -> None:
         assert [factor(0), factor(2)] == pytest.approx([1 / 3, 1])
         assert factor(10) == pytest.approx(0)
         assert all(factor(i) >= factor(i + 1) for i in range(2, 10))
+
+
+def test_epochs_without_validation_log_no_metric_of_another(here: Path, whole: Any, tmp_path: Path) -> None:
+    """The last epoch is always validated; what is trained does not depend on it."""
+    run(here, "noisy", tmp_path / "run", overrides={"run.validate_every": 2})
+    first, last = log(tmp_path / "run")
+    assert not [key for key in first if key.startswith("val/")]
+    assert last == log(whole("noisy"))[-1]
+    assert same(tmp_path / "run", whole("noisy"))
+    with pytest.raises(
+        SvdHubError, match=r"run\.validate_every=2 with run\.epochs=3 is not allowed; allowed: a divisor"
+    ):
+        recipes.read(str(here / "plain.yaml"), {"run.epochs": 3, "run.validate_every": 2})
 
 
 # ---- recipes -------------------------------------------------------------------------------------------------------
@@ -469,7 +483,9 @@ def test_the_command_trains_is_stopped_and_goes_on(here: Path, tmp_path: Path) -
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert json.loads(first)["epoch"] == 0
-    assert err == f"stopped. Next: svd-hub train --resume {folder}\n"
+    *header, stopped = err.splitlines()
+    assert [line.split(":")[0] for line in header] == ["data", "network", "run"]
+    assert stopped == f"stopped. Next: svd-hub train --resume {folder}"
     done = len(log(folder))
     assert len(out.splitlines()) + 1 == done < 60
     text = (folder / "recipe.yaml").read_text()
@@ -480,7 +496,8 @@ def test_the_command_trains_is_stopped_and_goes_on(here: Path, tmp_path: Path) -
         arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr == ""  # no word of Lightning, no bar
+    told = [line.split(":")[0] for line in ended.stderr.splitlines()]
+    assert told == ["data", "network", "run", "kept", "Next"]  # no word of Lightning, no bar
     *rows, last = ended.stdout.splitlines()
     assert [json.loads(row)["epoch"] for row in rows] == [done]
     assert last == str(folder / "model.safetensors")

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import miniature
 import nibabel
 import numpy as np
 import pyarrow as pa
@@ -28,6 +27,8 @@ from svd_hub.training.data import packed
 from svd_hub.training.data.images import ImageParquet, Phase, random_resized_crop, resize_and_centre_crop
 from svd_hub.training.data.lidc import LidcNodules, read_crop, read_nodules
 from svd_hub.training.data.packed import PackedImages, pack
+from svd_hub.training.miniature import pictures
+from svd_hub.training.miniature.nodules import write_nodules
 from svd_hub.training.seeding import sample_generator
 
 
@@ -56,20 +57,20 @@ def module(folder: Path | None, **options: Any) -> ImageParquet:
 
 
 def test_a_packed_split_holds_every_image_and_label_in_order(tmp_path: Path, cache: Path) -> None:
-    folder = miniature.image_set(tmp_path / "set")
+    folder = pictures.image_set(tmp_path / "set")
     made = pack(folder, "train", cache)
     rows = [row for file in sorted(folder.glob("train-*")) for row in pq.read_table(file).to_pylist()]
-    assert len(made) == len(rows) == miniature.TRAIN
+    assert len(made) == len(rows) == pictures.TRAIN
     assert made.labels.tolist() == [row["label"] for row in rows]
     for index, row in enumerate(rows):
         want = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
         assert np.array_equal(np.asarray(made.image(index)), np.asarray(want))
     key = packed.fingerprint(packed.shards_of(folder, "train"))
-    assert made.info == {"fingerprint": key, "images": miniature.TRAIN, "split": "train"}
+    assert made.info == {"fingerprint": key, "images": pictures.TRAIN, "split": "train"}
 
 
 def test_grey_images_become_three_equal_planes(tmp_path: Path, cache: Path) -> None:
-    made = pack(miniature.image_set(tmp_path / "set"), "train", cache)
+    made = pack(pictures.image_set(tmp_path / "set"), "train", cache)
     grey = np.asarray(made.image(5))
     assert grey.shape == (24, 24, 3)
     assert np.array_equal(grey[:, :, 0], grey[:, :, 2])
@@ -77,7 +78,7 @@ def test_grey_images_become_three_equal_planes(tmp_path: Path, cache: Path) -> N
 
 
 def test_the_second_call_reads_no_shard_again(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = miniature.image_set(tmp_path / "set")
+    folder = pictures.image_set(tmp_path / "set")
     first = pack(folder, "train", cache)
     monkeypatch.setattr(packed, "_write", None)
     assert pack(folder, "train", cache).folder == first.folder
@@ -86,9 +87,9 @@ def test_the_second_call_reads_no_shard_again(tmp_path: Path, cache: Path, monke
 
 
 def test_changed_shards_are_packed_anew_beside_the_old(tmp_path: Path, cache: Path) -> None:
-    folder = miniature.image_set(tmp_path / "set")
+    folder = pictures.image_set(tmp_path / "set")
     first = pack(folder, "val", cache)
-    miniature.shard(folder / "val-00000-of-00001.parquet", [(miniature.encoded(miniature.picture(9)), 2)])
+    pictures.shard(folder / "val-00000-of-00001.parquet", [(pictures.encoded(pictures.picture(9)), 2)])
     second = pack(folder, "val", cache)
     assert (len(first), len(second)) == (7, 1)
     assert first.folder != second.folder
@@ -99,7 +100,7 @@ def test_changed_shards_are_packed_anew_beside_the_old(tmp_path: Path, cache: Pa
 def test_kill_9_leaves_nothing_that_looks_finished(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    folder = miniature.image_set(tmp_path / "set")
+    folder = pictures.image_set(tmp_path / "set")
 
     def die(*args: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -111,7 +112,7 @@ def test_kill_9_leaves_nothing_that_looks_finished(
             patch.setattr(packed.os, "replace", die)
         assert killed(lambda: pack(folder, "train", cache))
     assert not list(cache.glob("train-*"))
-    assert len(pack(folder, "train", cache)) == miniature.TRAIN
+    assert len(pack(folder, "train", cache)) == pictures.TRAIN
     left = [f for f in (tmp_path / "cache").rglob("*") if f.name == "images.bin"]
     assert [f.parent.parent for f in left] == [cache]  # what the dead process left is gone
 
@@ -119,7 +120,7 @@ def test_kill_9_leaves_nothing_that_looks_finished(
 def test_two_processes_that_pack_at_once_both_have_it(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, before = miniature.image_set(tmp_path / "set"), packed._write
+    folder, before = pictures.image_set(tmp_path / "set"), packed._write
 
     def slow(*args: Any) -> None:
         before(*args)
@@ -127,7 +128,7 @@ def test_two_processes_that_pack_at_once_both_have_it(
         pack(folder, "train", cache)  # the other one is faster
 
     monkeypatch.setattr(packed, "_write", slow)
-    assert len(pack(folder, "train", cache)) == miniature.TRAIN
+    assert len(pack(folder, "train", cache)) == pictures.TRAIN
 
 
 def table(**columns: Any) -> Callable[[Path], None]:
@@ -166,12 +167,12 @@ def test_folders_without_shards_are_told(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(SvdHubError, match="--data FOLDER"):
         module(None).setup("fit")
     (tmp_path / "set" / "data").mkdir(parents=True)  # as a repository of the HF Hub has them
-    miniature.shard(tmp_path / "set" / "data" / "train-0.parquet", [(b"x", 0)])
+    pictures.shard(tmp_path / "set" / "data" / "train-0.parquet", [(b"x", 0)])
     assert len(packed.shards_of(tmp_path / "set", "train")) == 1
 
 
 def test_bytes_that_are_no_picture_are_named_when_they_are_read(tmp_path: Path, cache: Path) -> None:
-    miniature.shard(tmp_path / "train-0.parquet", [(miniature.encoded(miniature.picture(0)), 0), (b"no picture", 1)])
+    pictures.shard(tmp_path / "train-0.parquet", [(pictures.encoded(pictures.picture(0)), 0), (b"no picture", 1)])
     made = pack(tmp_path, "train", cache)
     made.image(0)
     with pytest.raises(SvdHubError, match=r"image 1 of split train \(10 bytes\) cannot be decoded"):
@@ -192,9 +193,9 @@ def through(data: ImageParquet, pixels: np.ndarray) -> torch.Tensor:
 
 def val_set(folder: Path, pixels: np.ndarray) -> Path:
     folder.mkdir(parents=True)
-    rows = [(miniature.encoded(pixels, "PNG"), 0)]
-    miniature.shard(folder / "val-0.parquet", rows)
-    miniature.shard(folder / "train-0.parquet", rows * 4)
+    rows = [(pictures.encoded(pixels, "PNG"), 0)]
+    pictures.shard(folder / "val-0.parquet", rows)
+    pictures.shard(folder / "train-0.parquet", rows * 4)
     return folder
 
 
@@ -202,7 +203,7 @@ def val_set(folder: Path, pixels: np.ndarray) -> Path:
 def test_at_its_own_size_evaluation_sees_exactly_what_the_entry_does(
     tmp_path: Path, size: tuple[int, int], eval_crop: float
 ) -> None:
-    pixels = miniature.picture(3, size=size)
+    pixels = pictures.picture(3, size=size)
     data = module(val_set(tmp_path / "set", pixels), eval_crop=eval_crop)
     data.setup("validate")
     assert torch.equal(seen(data), through(data, pixels))
@@ -211,7 +212,7 @@ def test_at_its_own_size_evaluation_sees_exactly_what_the_entry_does(
 @pytest.mark.parametrize("size", [(48, 48), (17, 17), (60, 80), (33, 50), (24, 31)])
 def test_resized_evaluation_agrees_within_rounding_and_half_a_pixel(tmp_path: Path, size: tuple[int, int]) -> None:
     """PIL rounds to whole values, and crops in the same resampling, between two pixels where the rest is odd."""
-    pixels = miniature.picture(4, size=size)
+    pixels = pictures.picture(4, size=size)
     data = module(val_set(tmp_path / "set", pixels))
     data.setup("validate")
     difference, square = (seen(data) - through(data, pixels)).abs(), size[0] == size[1]
@@ -220,7 +221,7 @@ def test_resized_evaluation_agrees_within_rounding_and_half_a_pixel(tmp_path: Pa
 
 
 def test_the_size_follows_the_phases(tmp_path: Path) -> None:
-    data = module(miniature.image_set(tmp_path / "set"))
+    data = module(pictures.image_set(tmp_path / "set"))
     data.setup("fit")
     assert [data.train_set.size(e) for e in range(5)] == [16, 24, 24, 24, 24]
     for loader in (data.train_dataloader(), data.val_dataloader()):
@@ -235,7 +236,7 @@ def test_the_size_follows_the_phases(tmp_path: Path) -> None:
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index(tmp_path: Path) -> None:
-    folder = miniature.image_set(tmp_path / "set")
+    folder = pictures.image_set(tmp_path / "set")
     first, again, other = module(folder), module(folder), module(folder, seed=1)
     for data in (first, again, other):
         data.setup("fit")
@@ -313,7 +314,7 @@ def test_settings_that_make_no_sense_are_told(options: dict[str, Any], told: str
 
 
 def test_class_names_are_read_where_they_are(tmp_path: Path) -> None:
-    folder = miniature.image_set(tmp_path / "set")
+    folder = pictures.image_set(tmp_path / "set")
     assert module(folder).class_names() == ("thing 0", "thing 1", "thing 2")
     (folder / "classes.json").unlink()
     assert module(folder).class_names() == ()
@@ -337,7 +338,7 @@ def crop(seed: int, shape: tuple[int, int, int] = (12, 12, 12)) -> np.ndarray:
 def nodules(tmp_path: Path) -> Path:
     shapes = [(12, 12, 12), (9, 12, 15), (11, 10, 13), (20, 7, 8)]
     volumes = {r["name"]: crop(i, shapes[i % 4]) for i, r in enumerate(ROWS)}
-    return miniature.nodules(tmp_path / "nodules", ROWS, volumes)
+    return write_nodules(tmp_path / "nodules", ROWS, volumes)
 
 
 def lidc(folder: Path | None, **options: Any) -> LidcNodules:
@@ -362,7 +363,7 @@ def test_axes_and_spacing_become_z_y_x(tmp_path: Path) -> None:
     """NIfTI holds (x, y, z): a bright voxel at x=1, y=2, z=5 of a (6, 7, 9) volume with its own spacing each."""
     volume = np.full((6, 7, 9), -1000, dtype=np.int16)
     volume[1, 2, 5] = 400
-    folder = miniature.nodules(tmp_path / "set", [row("a", "p", 0, 1)], {"a": volume}, zooms=(0.5, 0.75, 2.0))
+    folder = write_nodules(tmp_path / "set", [row("a", "p", 0, 1)], {"a": volume}, zooms=(0.5, 0.75, 2.0))
     array, spacing = read_crop(folder, "a")
     assert array.shape == (9, 7, 6)
     assert spacing == pytest.approx((2.0, 0.75, 0.5))
@@ -380,7 +381,7 @@ def test_axes_and_spacing_become_z_y_x(tmp_path: Path) -> None:
 def test_padding_is_the_low_end_of_the_window(tmp_path: Path) -> None:
     volume = np.full((4, 4, 4), 400, dtype=np.int16)
     rows = [row(f"{i}", f"p{i}", i, i % 2) for i in range(3)]
-    folder = miniature.nodules(tmp_path / "set", rows, {r["name"]: volume for r in rows})
+    folder = write_nodules(tmp_path / "set", rows, {r["name"]: volume for r in rows})
     data = lidc(folder)
     data.setup("fit")
     cube = data.val_set[(0, 0)][0][0]
@@ -418,7 +419,7 @@ def test_augmentation_of_crops_keeps_the_voxels_and_the_seed_decides_it(nodules:
 def test_leaks_are_refused(tmp_path: Path, nodules: Path) -> None:
     with pytest.raises(SvdHubError, match=r"1 of the 3 folds are in train_folds and in val_folds"):
         lidc(nodules, val_folds=[1, 2])
-    leaking = miniature.nodules(tmp_path / "leaking", [row("a", "same", 0, 0), row("b", "same", 1, 1)], {})
+    leaking = write_nodules(tmp_path / "leaking", [row("a", "same", 0, 0), row("b", "same", 1, 1)], {})
     with pytest.raises(SvdHubError, match=r"1 of the 1 patients are in fold 0 and in fold 1"):
         read_nodules(leaking)
 
@@ -457,8 +458,8 @@ def test_the_fingerprint_follows_the_data(tmp_path: Path, nodules: Path) -> None
     assert of(lidc(moved)) == first
     nibabel.save(nibabel.Nifti1Image(crop(99), np.eye(4)), moved / "images" / "n1.nii.gz")
     assert of(lidc(moved)) != first
-    images = miniature.image_set(tmp_path / "images")
+    images = pictures.image_set(tmp_path / "images")
     one = of(module(images))
     assert str(tmp_path) not in one
     assert of(module(images.rename(tmp_path / "elsewhere"))) == one
-    assert of(module(miniature.image_set(tmp_path / "others", seed=1))) != one
+    assert of(module(pictures.image_set(tmp_path / "others", seed=1))) != one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
@@ -44,8 +45,9 @@ def train(
 ) -> None:
     """Train by a recipe; Ctrl-C stops it, --resume goes on.
 
-    On several GPUs: --devices N, or torchrun and srun with as many processes. The options stand for keys of the recipe;
-    --set changes any other.
+    What is kept is the last epoch, in RUN/model.safetensors; which epoch was the best is told at the end. stdout has a
+    JSON line an epoch and then the result's path, stderr what is for a person. On several GPUs: --devices N, or
+    torchrun and srun with as many processes. The options stand for keys of the recipe; --set changes any other.
     """
     short: dict[str, Any] = {
         "data.init_args.folder": data and str(data.absolute()),
@@ -70,7 +72,14 @@ def train(
 
     folder = resume or run or Path("runs") / Path(recipe).stem
     try:
-        made = engine.train(recipe, run=folder, overrides=overrides, resume=resume is not None, report=typer.echo)
+        made = engine.train(
+            recipe,
+            run=folder,
+            overrides=overrides,
+            resume=resume is not None,
+            report=typer.echo,
+            tell=functools.partial(typer.echo, err=True),
+        )
     except KeyboardInterrupt:
         if not leads():  # of several processes, one speaks
             raise typer.Exit(0) from None
@@ -105,12 +114,53 @@ def evaluate(
 def publish(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     name: Annotated[str, typer.Argument(help="The entry's name.")],
-    to: Annotated[Path, typer.Option(help="The folder the release is written to.")],
+    to: Annotated[Path | None, typer.Option(help="A folder: a mirror that SVD_HUB_MIRROR serves.")] = None,
+    repo: Annotated[str | None, typer.Option(help="Or a repository of the Hugging Face Hub, ORG/NAME.")] = None,
+    private: Annotated[bool, typer.Option(help="A new repository is seen by its owners alone.")] = False,
+    dtype: Annotated[str, typer.Option(help="fp16 or fp32, of the weights on the disk.")] = "fp16",
+    metric: Annotated[list[str] | None, typer.Option(help="Of the log; repeat. Default all of evaluation.")] = None,
+    summary: Annotated[str | None, typer.Option(help="What these weights are, in one line.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="What they were trained on.")] = None,
+    data_licence: Annotated[str | None, typer.Option(help="The terms of the data.")] = None,
+    citation: Annotated[str | None, typer.Option(help="Whom to cite for the data.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the weights, an SPDX name.")] = None,
+    note: Annotated[list[str] | None, typer.Option(help="A limit that a user should know; repeat.")] = None,
+    allow_dirty: Annotated[bool, typer.Option(help="Publish what no commit holds; the card says so.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Show what would be written, card and all; keep nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Turn a finished run into a release: fp16 safetensors, golden input and output, hash and size."""
-    from .release import publish_run
+    """Turn a finished run into a release: weights, golden output, log, recipe, card, hashes.
 
-    typer.echo(json.dumps(publish_run(run, name, to), indent=1))
+    What is printed is the catalogue's table (svd-hub publish ... >> svd_hub/catalog.toml); the rest goes to stderr.
+    """
+    from . import publish as publishing
+
+    told = publishing.Told(
+        summary=summary,
+        dataset=dataset,
+        data_licence=data_licence,
+        citation=citation,
+        licence=licence,
+        notes=tuple(note or ()),
+    )
+    made = publishing.publish_run(
+        run,
+        name,
+        to=to,
+        repo=repo,
+        private=private,
+        dtype=dtype,
+        metrics=metric or (),
+        told=told,
+        allow_dirty=allow_dirty,
+        dry_run=dry_run,
+    )
+    if as_json:
+        typer.echo(json.dumps(publishing.as_data(made), indent=1))
+        return
+    for line in publishing.lines(made, to=to, repo=repo, dry_run=dry_run):
+        typer.echo(line, err=True)
+    typer.echo(made.text, nl=False)
 
 
 def prepare(
@@ -144,23 +194,56 @@ def prepare(
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="table2 ... table7 or fig4 of the paper.")],
+    what: Annotated[str, typer.Argument(help="table2 ... table7 or fig4 of the paper; or a recipe, with --tier.")],
     runs: Annotated[
-        Path | None, typer.Option(help="A folder of finished runs; each is taken to the row it belongs to.")
+        Path | None, typer.Option(help="Of a table: a folder of finished runs; each is taken to its row.")
+    ] = None,
+    tier: Annotated[str | None, typer.Option(help="Of a recipe: smoke (seconds), mini (minutes) or full.")] = None,
+    data: Data = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Of a recipe: the run folder; default runs/RECIPE-TIER, of full runs/RECIPE.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a table of the SVD-Net paper beside what is counted and trained here, and what does not fit in it."""
+    """Show a table of the paper beside what is counted and trained here; or train a recipe, and judge what comes out.
+
+    A recipe that ends outside of the range it states ends with exit code 1.
+    """
+    if tier is not None:
+        if runs is not None:
+            raise typer.BadParameter("--runs is of a table, --tier of a recipe")
+        _reproduce_recipe(what, tier, data, run, as_json=as_json)
+        return
+    if data is not None or run is not None:
+        raise typer.BadParameter("--data and --run are of a recipe: give --tier smoke, mini or full")
     from .reproduce import compare
     from .reproduce.show import as_data, render
 
-    found = compare(table, runs)
+    found = compare(what, runs)
     if as_json:
         typer.echo(json.dumps(as_data(found), indent=1))
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     for part in render(found):
         console.print(part, soft_wrap=isinstance(part, Text))  # a command is never cut in two
+
+
+def _reproduce_recipe(name: str, tier: Any, data: Path | None, run: Path | None, *, as_json: bool) -> None:
+    from .reproduce.tiers import reproduce as do
+
+    stem = Path(name).stem
+    folder = run or Path("runs") / (stem if tier == "full" else f"{stem}-{tier}")
+    try:
+        found = do(name, tier, run=folder, data=data, report=functools.partial(typer.echo, err=True))
+    except KeyboardInterrupt:
+        typer.echo("stopped. Next: the same command goes on", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(found), "line": found.line}, indent=1))
+    if found.passed is False:
+        raise SvdHubError(found.line)
+    if not as_json:
+        typer.echo(found.line)
 
 
 def _needs_extra(command: Callable[..., None]) -> Callable[..., None]:

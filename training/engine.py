@@ -8,6 +8,7 @@ A run folder holds `recipe.yaml` (as resolved), `run.json` (`facts`: versions, c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 
 from .. import checkpoint
 from ..errors import SvdHubError
-from . import console, facts, ranks
+from . import console, facts, folder, ranks, told
 from . import recipe as recipes
 from .compiling import compile_network
 from .journal import Journal, Report
 from .precision import warn_of_slow_cudnn
-from .saving import Saver, WholeFiles, stop_signals, telling_what_cannot_be_written, write_text
+from .saving import Saver, Stop, WholeFiles, telling_what_cannot_be_written
 from .scores import CaseScores
 from .seeding import ResumableData, StepSeed
+from .twins import record_of_twin
 
 FOLDER = "data.init_args.folder"
 
@@ -37,7 +39,7 @@ def _read(name: str, run: Path, overrides: dict[str, Any], *, resume: bool) -> r
     if not kept.is_file():
         raise SvdHubError(f"nothing to resume in {run}: no recipe.yaml there. Next: start the run without --resume")
     if changed := set(overrides) - {FOLDER}:
-        raise SvdHubError(f"a run that goes on keeps its recipe; asked to change: {', '.join(sorted(changed))}")
+        raise SvdHubError(folder.cannot_change(run, changed))
     return recipes.read(str(kept), overrides)
 
 
@@ -48,6 +50,7 @@ def _trainer(settings: recipes.RunSettings, run: Path, callbacks: Sequence[pl.Ca
         precision=settings.precision,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.clip or None,
+        check_val_every_n_epoch=settings.validate_every,
         accelerator="auto",
         **ranks.options(settings),
         callbacks=list(callbacks),
@@ -69,6 +72,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     report: Report = lambda line: None,
+    tell: Report = lambda line: None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> Path:
     """Run a recipe, or go on with a run that was stopped, to the bit as if it had not been.
@@ -82,47 +86,55 @@ def train(
         resume: go on with `run`.
         progress: show a bar on stderr, where that is a terminal.
         report: called with a JSON line after each epoch.
+        tell: called with lines for a person: what is trained on what, and at the end what came out.
         callbacks: further ones of Lightning.
 
     Returns:
         `run / "model.safetensors"`.
 
     Raises:
-        SvdHubError: the run folder is not empty, has nothing to resume, or the data changed; a loss is not finite; a
-            file of the run cannot be written.
+        SvdHubError: the run folder is not free (`folder`) or has nothing to resume; the data changed; a loss is not
+            finite; a file of the run cannot be written.
         KeyboardInterrupt: the run was stopped; it can be resumed.
     """
     recipe = _read(name, run, overrides or {}, resume=resume)
     settings, last = recipe.settings, run / "last.ckpt"
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    with telling_what_cannot_be_written(run), console.quiet(), stop_signals() as stop:
-        shown = [console.Bar()] if progress and console.watched() else []
-        means = [EMAWeightAveraging(decay=settings.ema)] if settings.ema else []
-        own = [Journal(run, report=report), CaseScores(run / "scores.csv")]
-        saver = Saver(last, steps=settings.checkpoint_steps, epochs=settings.checkpoint_epochs, stop=stop)
+    stop, shown = Stop(), [console.Bar()] if progress and console.watched() else []
+    means = [EMAWeightAveraging(decay=settings.ema)] if settings.ema else []
+    own = [Journal(run, report=report), CaseScores(run / "scores.csv")]
+    saver = Saver(last, steps=settings.checkpoint_steps, epochs=settings.checkpoint_epochs, stop=stop)
+    with telling_what_cannot_be_written(run), console.quiet():
         trainer = _trainer(settings, run, [StepSeed(settings.seed), *means, *shown, *callbacks, *own, saver])
-        if trainer.is_global_zero and not resume:
-            _refuse_what_is_there(run)
-        task: Any
-        task, data = recipe.make()
-        data.setup("fit")  # before anything is written: a wrong folder leaves no run behind
-        if trainer.is_global_zero:
-            run.mkdir(parents=True, exist_ok=True)
-            if not resume:
-                write_text(run / "recipe.yaml", recipe.text)
-            facts.record(recipe, data, run / "run.json")
-        warn_of_slow_cudnn(task.network, settings.precision)
-        if settings.compile:
-            compile_network(task.network)
-        _place(data, last)
-        try:
-            trainer.fit(task, data, ckpt_path=last if last.is_file() else None, weights_only=True)
-        except SystemExit:  # how the saver and Lightning stop a run
-            raise KeyboardInterrupt from None
-        if trainer.is_global_zero:
-            finish(recipe, task, data, run)
+        leads = trainer.is_global_zero  # of several processes, one writes and speaks
+        if leads and not resume:
+            folder.check_free(run)
+        task, data = _made(recipe)
+        with folder.held(run, None if resume else recipe.text) if leads else nullcontext(), stop.listening():
+            if leads:
+                facts.record(recipe, data, run / "run.json")
+                told.begin(tell, recipe, task, data, run, trainer.strategy.root_device)
+            _place(data, last)
+            try:
+                trainer.fit(task, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+            except SystemExit:  # how the saver and Lightning stop a run
+                raise KeyboardInterrupt from None
+            if leads:
+                finish(recipe, task, data, run)
+                told.end(tell, run, task, data)
     return run / "model.safetensors"
+
+
+def _made(recipe: recipes.Recipe) -> tuple[Any, Any]:
+    """Return the task, ready to train, and the data, which are looked at before anything is written."""
+    task: Any
+    task, data = recipe.make()
+    data.setup("fit")
+    warn_of_slow_cudnn(task.network, recipe.settings.precision)
+    if recipe.settings.compile:
+        compile_network(task.network)
+    return task, data
 
 
 def _place(data: Any, last: Path) -> None:
@@ -130,11 +142,6 @@ def _place(data: Any, last: Path) -> None:
     if last.is_file() and isinstance(data, ResumableData):
         kept = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
         data.load_state_dict(kept[type(data).__qualname__])
-
-
-def _refuse_what_is_there(run: Path) -> None:
-    if run.exists() and (not run.is_dir() or any(not file.name.startswith(".") for file in run.iterdir())):
-        raise SvdHubError(f"run folder {run} is not empty. Next: --resume {run}, or choose another with --run")
 
 
 def finish(recipe: recipes.Recipe, task: Any, data: Any, run: Path) -> Path:
@@ -157,6 +164,7 @@ def finish(recipe: recipes.Recipe, task: Any, data: Any, run: Path) -> Path:
         "preprocess": data.preprocess(mean=task.mean, std=task.std),
         "inference": {**data.inference(), **(task.inference() if hasattr(task, "inference") else {})},
         **origin,
+        **(record_of_twin(network.options) if network.architecture == "resnet2d" else {}),
     }
     saved = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     mine = {name.removeprefix("network."): value for name, value in saved.items() if name.startswith("network.")}

@@ -61,6 +61,8 @@ class Journal(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the row of this epoch."""
+        every = trainer.check_val_every_n_epoch or 1
+        seen = (trainer.current_epoch + 1) % every == 0  # else val/ is still that of an epoch before
         metrics = sorted(trainer.callback_metrics.items())  # asked for by all processes: their mean is taken here
         if not trainer.is_global_zero:
             return
@@ -68,7 +70,7 @@ class Journal(Checkpoint):
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "seconds": round(time.monotonic() - self.clock, 1),
-            **{k: round(float(v), 6) for k, v in metrics},
+            **{k: round(float(v), 6) for k, v in metrics if seen or k[:4] != "val/"},
         }
         self._write([*read_rows(self.file), row])
         self.report(json.dumps(row))

@@ -5,6 +5,7 @@ Top level: `name`, `summary`, `run` (`RunSettings`), `task` and `data` (a class 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import OptionError, SvdHubError, nearest
+from .expected import Expected
 
 OPTIONS = "task.init_args.network.options."  # an architecture's own, of which the parser knows nothing
 
@@ -27,6 +29,7 @@ class RunSettings:
         seed: of everything: initialisation, order, augmentation, dropout.
         accumulate: batches whose gradients make one step.
         clip: the gradient's largest norm, 0 = not clipped.
+        validate_every: epochs between two validations; the last epoch is one of them.
         checkpoint_steps: a checkpoint every so many steps (besides epochs' ends): what a kill can cost.
         checkpoint_epochs: a checkpoint at the end of every so many epochs, and of the last.
         threads: of torch, 0 = as the machine says.
@@ -47,6 +50,7 @@ class RunSettings:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accumulate: int = 1
     clip: float = 0.0
+    validate_every: int = 1
     checkpoint_steps: int = 200
     checkpoint_epochs: int = 1
     threads: int = 0
@@ -58,11 +62,13 @@ class RunSettings:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "seed": 0, "accumulate": 1, "clip": 0, "threads": 0}
-        least |= {"checkpoint_steps": 1, "checkpoint_epochs": 1, "devices": 1, "nodes": 1, "ema": 0}
-        for name, value in least.items():
+        ones = ("epochs", "accumulate", "validate_every", "checkpoint_steps", "checkpoint_epochs", "devices", "nodes")
+        for name, value in (dict.fromkeys(ones, 1) | dict.fromkeys(("seed", "clip", "threads", "ema"), 0)).items():
             if getattr(self, name) < value:
                 raise OptionError(f"run.{name}={getattr(self, name)} is not allowed; allowed: {value} or more")
+        if self.epochs % self.validate_every:
+            told = f"run.validate_every={self.validate_every} with run.epochs={self.epochs}"
+            raise OptionError(f"{told} is not allowed; allowed: a divisor of it")
         if self.ema >= 1:
             raise OptionError(f"run.ema={self.ema} is not allowed; allowed: 0 (none), or a decay below 1, as 0.999")
 
@@ -74,7 +80,7 @@ class Recipe:
     name: str
     summary: str
     settings: RunSettings
-    expected: dict[str, Any]
+    expected: Expected
     config: Namespace
     text: str
     parser: ArgumentParser
@@ -140,7 +146,7 @@ def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--name", type=str, required=True)
     parser.add_argument("--summary", type=str, default="")
-    parser.add_argument("--expected", type=dict[str, Any], default={})
+    parser.add_argument("--expected", type=Expected, default=Expected())
     parser.add_class_arguments(RunSettings, "run")
     parser.add_subclass_arguments(pl.LightningModule, "task", required=True)
     parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)
@@ -149,24 +155,33 @@ def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     parser.link_arguments("task.init_args.network.init", "data.init_args.init")
     asked = dict(overrides or {})
     options = {key: asked.pop(key) for key in list(asked) if key.startswith(OPTIONS)}
-    arguments = [f"--{key}={value}" for key, value in asked.items()]
+    arguments = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in asked.items()]
     try:
         config = parser.parse_path(str(path))
         if arguments:
             config = parser.parse_args(arguments, namespace=config)
         for key, value in options.items():
             _lay(config.task.init_args.network.options, key.removeprefix(OPTIONS).split("."), value)
+        expected = _expected(parser, config)
     except Exception as error:
         raise SvdHubError(f"recipe {path}: {_readable(error)}") from error
     return Recipe(
         name=config.name,
         summary=config.summary,
         settings=RunSettings(**config.run.as_dict()),
-        expected=dict(config.expected),
+        expected=expected,
         config=config,
         text=parser.dump(config, skip_unset=False),  # a null may stand for another default
         parser=parser,
     )
+
+
+def _expected(parser: ArgumentParser, config: Namespace) -> Expected:
+    """Return what the recipe expects, with no task and no data made."""
+    config = config.clone()
+    del config["task"], config["data"]
+    found: Expected = parser.instantiate(config).expected
+    return found
 
 
 def _lay(table: Any, path: list[str], value: Any) -> None:

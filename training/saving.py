@@ -102,8 +102,7 @@ class Stop:
     def __init__(self) -> None:
         self.asked = threading.Event()
 
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal."""
+    def _take(self, number: int, frame: FrameType | None) -> None:
         if self.asked.is_set():
             raise KeyboardInterrupt
         self.asked.set()
@@ -112,19 +111,17 @@ class Stop:
         """Take the signals from here on; return the handlers that were there. Only a main thread can."""
         if threading.current_thread() is not threading.main_thread():
             return {}
-        return {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
 
-
-@contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """Yield what listens to Ctrl-C and SIGTERM; the handlers before are put back."""
-    stop = Stop()
-    before = stop.listen()
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals, and put the handlers before back."""
+        before = self.listen()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class Saver(Checkpoint):

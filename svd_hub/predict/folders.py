@@ -5,23 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import OptionError, SvdHubError
+from ..files import sweep as sweep
 from ..files import sync_folder, write_atomic
+from ..files import unfinished as unfinished
 from .outputs import RESULT
 
-if sys.platform != "win32":
-    import fcntl
-
 KEY = "key.json"
-_PART = ".part-"
-_STALE = 86400.0  # seconds after which unfinished work is nobody's, where the file system knows no locks
 
 
 @contextlib.contextmanager
@@ -36,58 +30,6 @@ def writing(out: Path) -> Iterator[None]:
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else type(error).__name__
         raise SvdHubError(f"{out} cannot be written: {why}. Next: make room, or --out with another folder") from None
-
-
-@contextlib.contextmanager
-def unfinished(out: Path) -> Iterator[Path]:
-    """Yield a new folder under `out`, which is removed at the end if it was not moved away.
-
-    It is locked: the system releases it when this process dies, however it dies, and `sweep` finds it then.
-    """
-    while True:
-        part = out / f"{_PART}{secrets.token_hex(8)}"
-        part.mkdir()
-        with contextlib.suppress(FileNotFoundError):  # a sweep can take it in the moment before it is locked
-            handle = _lock(part)
-            if handle != -1 and part.exists():
-                break
-    try:
-        yield part
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        if handle is not None:
-            os.close(handle)
-
-
-def sweep(out: Path) -> None:
-    """Remove what killed runs left, not what a run that goes on is about to finish, on this machine or another."""
-    for path in out.iterdir():
-        if not path.name.startswith(_PART) or not path.is_dir():
-            continue
-        with contextlib.suppress(OSError):  # another run may sweep too
-            handle = _lock(path)
-            if handle == -1:
-                continue
-            if handle is not None or time.time() - path.stat().st_mtime > _STALE:
-                shutil.rmtree(path, ignore_errors=True)
-            if handle is not None:
-                os.close(handle)
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock a folder for this process: a handle to close, -1 where another has it, None where there are no locks."""
-    if sys.platform == "win32":
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return -1
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
 
 
 def is_made(target: Path, key: str, *, overwrite: bool) -> bool:

@@ -66,7 +66,7 @@ def decide(
         return "offline"
     if mirror:
         return "mirror"
-    return "by hand" if kind == "folder" else "origin"
+    return "by hand" if kind in ("folder", "mirror") else "origin"
 
 
 def fetch(entry: Entry, folder: Path, *, progress: bool = True) -> Fetched:
@@ -112,6 +112,11 @@ def _refusal(entry: Entry, action: Action, notes: Iterable[str]) -> Exception:
         return DownloadError(
             f"{name!r} is not on this machine and HF_HUB_OFFLINE or SVD_HUB_OFFLINE forbids the network. {told}"
             f"Next: unset it, or {places.by_hand(entry)}; it comes from {places.upstream(source)}"
+        )
+    if action == "by hand" and source.kind == "mirror":
+        return DownloadError(
+            f"{name!r} was published to a release folder, and there is no link to one. {told}"
+            f"Next: set SVD_HUB_MIRROR to that folder or its address, or {places.by_hand(entry)}"
         )
     if action == "by hand":
         return DownloadError(

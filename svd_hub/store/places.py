@@ -13,6 +13,8 @@ from .. import transport
 from ..catalog import Entry, Source, all_entries
 from ..errors import DownloadError, OptionError
 
+RELEASES = Path(__file__).resolve().parents[2] / "releases"  # of a checkout; see `svd-hub publish`
+
 
 class Used(NamedTuple):
     """One file of the cache: entry ("" where unknown), path, bytes."""
@@ -48,13 +50,16 @@ def canonical_path(source_sha256: str, converter_version: str) -> Path:
 
 
 def local_places(entry: Entry) -> list[Path]:
-    """Return where the upstream file of `entry` may lie on this machine, best first: by hand, then a mirror folder.
+    """Return where the upstream file of `entry` may lie on this machine, best first.
 
-    In each <folder>/<entry>/<file>, then <folder>/<file>; the second is left out where `name_is_shared`.
+    By hand, in a mirror folder, in the releases of the checkout that this is (a wheel has none). In each
+    <folder>/<entry>/<file>, then <folder>/<file>; the second is left out where `name_is_shared`.
     """
     folders = [cache_dir() / "incoming"]
     if isinstance(mirror := transport.mirror(), Path):
         folders.append(mirror)
+    if entry.source.kind == "mirror":
+        folders.append(RELEASES)
     name, file = part("entry", entry.name), file_name(entry)
     tails = (Path(name, file),) if name_is_shared(entry) else (Path(name, file), Path(file))
     return [folder / tail for folder in folders for tail in tails]
@@ -108,6 +113,7 @@ def upstream(source: Source) -> str:
         "gdrive": f"Google Drive file {source.id}",
         "hf": f"huggingface.co/{source.repo}@{source.revision[:12]}/{source.file}",
         "folder": transport.public_url(source.url),
+        "mirror": "a release folder",
     }.get(source.kind, source.kind)
 
 

@@ -63,7 +63,7 @@ def hf_download(repo: str, revision: str, file: str, folder: Path, *, progress: 
     room = folder / f"hf-{secrets.token_hex(8)}"
     try:
         room.mkdir()
-        with _without_retry_lines():
+        with without_retry_lines():
             _knock(repo, revision, file)
             path = hf_hub_download(
                 repo,
@@ -108,7 +108,7 @@ _NO_CONNECTION = {"ConnectError", "ConnectTimeout", "ProxyError"}
 
 
 @contextlib.contextmanager
-def _without_retry_lines() -> Iterator[None]:
+def without_retry_lines() -> Iterator[None]:
     """Keep huggingface_hub's warnings ("Retrying in 8s") off stderr; a verbosity that somebody chose stays."""
     from huggingface_hub.utils import logging
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from ... import store
 from ...errors import OptionError, SvdHubError
 from ..seeding import Place, ResumableData, sample_generator
 from .packed import PackedImages, pack
+
+Crop = Literal["scaled", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,14 @@ def random_resized_crop(
     return resize_and_centre_crop(image, size, size)
 
 
+def random_plain_crop(image: Image.Image, short: int, size: int, random: np.random.Generator) -> Image.Image:
+    """Return a random size x size of the image after its short side became `short`, in one resampling."""
+    width, height = image.size
+    side = min(width, height) * size / short
+    x, y = random.uniform(0, width - side), random.uniform(0, height - side)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))
+
+
 def resize_and_centre_crop(image: Image.Image, short: int, size: int) -> Image.Image:
     """Return the centre size x size of the image after its short side became `short`, in one resampling."""
     width, height = image.size
@@ -67,11 +77,12 @@ class Images(Dataset[tuple[Tensor, int]]):
         train: bool,
         seed: int,
         scale: tuple[float, float],
+        crop: Crop,
         shuffle_planes: bool,
         eval_crop: float,
     ) -> None:
         self.images, self.phases, self.train, self.seed = images, tuple(phases), train, seed
-        self.scale, self.shuffle_planes, self.eval_crop = scale, shuffle_planes, eval_crop
+        self.scale, self.crop, self.shuffle_planes, self.eval_crop = scale, crop, shuffle_planes, eval_crop
 
     def __len__(self) -> int:
         return len(self.images)
@@ -87,12 +98,15 @@ class Images(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, place: Place) -> tuple[Tensor, int]:
         epoch, index = place
         image, size = self.images.image(index), self.size(epoch)
+        short = round(size / self.eval_crop)
         if not self.train:
-            image = resize_and_centre_crop(image, round(size / self.eval_crop), size)
-            pixels = np.asarray(image)
+            pixels = np.asarray(resize_and_centre_crop(image, short, size))
         else:
             random = sample_generator(self.seed, epoch, index)
-            image = random_resized_crop(image, size, self.scale, random)
+            if self.crop == "plain":
+                image = random_plain_crop(image, short, size, random)
+            else:
+                image = random_resized_crop(image, size, self.scale, random)
             pixels = np.asarray(image)
             if random.random() < 0.5:
                 pixels = pixels[:, ::-1]
@@ -108,7 +122,9 @@ class ImageParquet(ResumableData):
         folder: the data set's folder, `--data` on the command line.
         phases: epochs and side lengths in turn.
         batch_size: images a step, of this process.
-        scale: range of the random crop's share of the image.
+        crop: of training: "scaled" = a random share of the image at a random aspect ratio, "plain" = a random square of
+            the image after its short side became size / eval_crop.
+        scale: range of the share of "scaled".
         shuffle_planes: permute the colour planes of each training image (the official code's rule).
         eval_crop: side of the evaluation crop over the resized short side (224 / 256 for ImageNet, 1 = whole).
         workers: loader processes.
@@ -122,6 +138,7 @@ class ImageParquet(ResumableData):
         phases: list[Phase],
         folder: Path | None = None,
         batch_size: int = 128,
+        crop: Crop = "scaled",
         scale: tuple[float, float] = (0.08, 1.0),
         shuffle_planes: bool = True,
         eval_crop: float = 0.875,
@@ -137,7 +154,7 @@ class ImageParquet(ResumableData):
                 f"scale={scale}, eval_crop={eval_crop} are not allowed; allowed: shares of the image, 0..1"
             )
         self.folder, self.phases, self.val_split = folder, phases, val_split
-        self.scale, self.shuffle_planes, self.eval_crop = scale, shuffle_planes, eval_crop
+        self.scale, self.crop, self.shuffle_planes, self.eval_crop = scale, crop, shuffle_planes, eval_crop
 
     def setup(self, stage: str) -> None:
         """Pack what is not packed yet and read the class names."""
@@ -155,6 +172,7 @@ class ImageParquet(ResumableData):
             train=train,
             seed=self.seed,
             scale=self.scale,
+            crop=self.crop,
             shuffle_planes=self.shuffle_planes,
             eval_crop=self.eval_crop,
         )

@@ -196,6 +196,11 @@ class OwnData(ResumableData):
             )
         return found
 
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Return by split how many images there are and of how many patients, 0 where the table does not say it."""
+        known, rows = "patient" in self.table.columns, {split: self.rows(split) for split in ("train", "val")}
+        return {split: (len(r), len({row.patient for row in r}) if known else 0) for split, r in rows.items()}
+
     @property
     def reader(self) -> Reader:
         """Reads a row."""

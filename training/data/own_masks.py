@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ...errors import OptionError, SvdHubError
 from ...preprocess import Preprocess
-from ...volume import Volume
+from ...volume import Grid, Volume
 from ..console import bar
 from ..seeding import EpochSampler
 from . import planning
@@ -25,9 +25,10 @@ from .patches import STANDARD, Augmentation, Case, Patches, Triple, Whole, place
 from .planning import Extent
 from .table import Row
 
+OtherGrids = Literal["refuse", "resample"]
 MOST_CLASSES = 256  # different values in the masks; an image given as a mask has more
 MOST_PLACES = 4096  # voxels of each class and volume that patches are centred on
-BELOW_A_VOXEL = 0.5  # how far, in voxels, the corners of a mask may be from its image's where both have one size
+BELOW_A_VOXEL = 0.5  # how far, in voxels, the corners of a mask may be from its image's: headers are rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,30 +39,34 @@ class Cases:
     rows: tuple[Row, ...]
     rule: Preprocess
     classes: Mapping[str, Sequence[int]]
+    other_grids: OtherGrids
 
     def __call__(self, k: int) -> Case:
         row = self.rows[k]
         (image, prepared), mask = self.reader.prepared(row, self.rule), self.reader.mask(row)
-        check_place(self.reader.table.at(row), image, mask)
+        check_place(self.reader.table.at(row), image, mask, other_grids=self.other_grids)
         x = prepared[0]
         target = classes_on(mask, image, x.shape[1:], self.rule.orientation or planning.ORIENTATION, self.classes)
         known = torch.ones(len(self.classes) + 1, dtype=torch.bool)
         return Case(name=f"line {row.line}", image=x, target=torch.from_numpy(target), known=known)
 
 
-def check_place(where: str, image: Volume, mask: Volume) -> None:
-    """Refuse a mask that lies beside its image.
+def check_place(where: str, image: Volume, mask: Volume, *, other_grids: OtherGrids) -> None:
+    """Refuse a mask that is not on its image's grid, or lies beside it.
+
+    Another grid is refused even where both overlap, unless it was asked for: a mask of another patient overlaps, too,
+    because most data sets put every volume at about one origin, and training on it would be silently wrong.
 
     Raises:
-        SvdHubError: both have one size and not one place, as tools that lose the header write them; or nothing of the
-            mask is within the image.
+        SvdHubError: size, spacing, origin or direction differ by more than rounding; or nothing of the mask is within
+            the image.
     """
-    step = BELOW_A_VOXEL * min(image.spacing)
-    if mask.shape == image.shape and not mask.grid.is_like(image.grid, step):
+    if other_grids == "refuse" and not mask.grid.is_like(image.grid, BELOW_A_VOXEL * min(image.spacing)):
+        cause = "its header is not the image's: write it with that" if mask.shape == image.shape else "check the pair"
         raise SvdHubError(
-            f"{where}: the mask has as many voxels as the image, {image.shape}, and lies elsewhere in the patient: "
-            f"spacing {mask.spacing} and {image.spacing} mm, origin {mask.grid.origin} and {image.grid.origin}. Its "
-            "header is not the image's. Next: write the mask with the image's header"
+            f"{where}: the mask is not on the image's grid, as axes to superior, posterior, left: mask "
+            f"{_told(mask.grid)}; image {_told(image.grid)}. Next: {cause}; or, where both are of one scan, --set "
+            "data.init_args.other_grids=resample"
         )
     places = np.argwhere(mask.array != 0)
     at = image.grid.indices(mask.grid.points(places[:: max(1, len(places) // 10_000)]))
@@ -70,6 +75,17 @@ def check_place(where: str, image: Volume, mask: Volume) -> None:
         raise SvdHubError(
             f"{where}: nothing of the mask lies within the image. Next: check that both are of one patient and scan"
         )
+
+
+def _told(grid: Grid) -> str:
+    numbers = (grid.size, grid.spacing, grid.origin)
+    size, spacing, origin = (" x ".join(f"{value:g}" for value in three) for three in numbers)
+    turned = (
+        ""
+        if np.allclose(grid.direction, np.eye(3).ravel(), atol=1e-4)
+        else (f", direction {' '.join(f'{value:.4g}' for value in grid.direction)}")
+    )
+    return f"{size} voxels of {spacing} mm, origin {origin.replace(' x ', ', ')}{turned}"
 
 
 def label_values(where: str, mask: Volume) -> set[int]:
@@ -93,6 +109,8 @@ class OwnMasks(OwnData):
     Args:
         classes: class -> its values in the masks, in the order of the outputs behind the background; None = each value
             that the masks have is a class. Values that are not named are background.
+        other_grids: what becomes of a mask whose grid is not its image's: "resample" brings it there by its place in
+            the patient, for masks that were drawn on another resolution or written cropped.
         patches: an epoch has so many.
         augmentation: of the patches; flip is "" where left and right are classes.
     """
@@ -105,6 +123,7 @@ class OwnMasks(OwnData):
         reading: Reading = Reading(voxels=64**3),  # noqa: B008  frozen
         division: Division = Division(),  # noqa: B008
         classes: dict[str, list[int]] | None = None,
+        other_grids: OtherGrids = "refuse",
         patches: int = 200,
         augmentation: Augmentation = STANDARD,
         batch_size: int = 2,
@@ -123,6 +142,7 @@ class OwnMasks(OwnData):
         )
         if patches < 1:
             raise OptionError(f"patches={patches} is not allowed; allowed: 1 or more")
+        self.other_grids: OtherGrids = other_grids
         self.given, self.patches, self.augmentation = classes, patches, augmentation
 
     @functools.cached_property
@@ -175,7 +195,13 @@ class OwnMasks(OwnData):
         return self.rows("val")
 
     def _cases(self, split: str) -> Cases:
-        return Cases(reader=self.reader, rows=tuple(self.rows(split)), rule=self.plan[0], classes=self.classes)
+        return Cases(
+            reader=self.reader,
+            rows=tuple(self.rows(split)),
+            rule=self.plan[0],
+            classes=self.classes,
+            other_grids=self.other_grids,
+        )
 
     def setup(self, stage: str) -> None:
         """Read and resample the volumes for training; evaluation goes by `examples`."""

@@ -58,7 +58,8 @@ def evaluate_entry(
             f"{name!r} has no recipe whose data it could be evaluated on. Next: --recipe NAME --data FOLDER"
         )
     overrides = {**(settings or {}), **({"data.init_args.folder": str(data.absolute())} if data is not None else {})}
-    module = recipes.read(source, overrides).make_data()
+    read = recipes.read(source, overrides)
+    module = read.make_data()
     classes, outputs = len(module.class_names()), model.options["num_classes"]
     if model.options.get("features_only") or (classes and outputs != classes):
         raise SvdHubError(
@@ -83,7 +84,7 @@ def evaluate_entry(
         "sha256": report.sha256,
         "examples": count,
         "metrics": metrics,
-        "card": {m.name: m.value for m in model.entry.metrics if m.made_by == source},
+        "card": {m.name: m.value for m in model.entry.metrics if m.made_by in (source, read.name)},
         **more,
     }
 

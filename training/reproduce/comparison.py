@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
 from ...errors import OptionError
-from ..evaluation import MeanSd, over_seeds, t_test
+from ..evaluation import Estimate, MeanSd, over_seeds, t_test
 from .counts import counted
+from .paired import Pooled, difference, pool
 from .paper import PaperMetric, PaperRow, PaperTable, read_paper
 from .runs import Run, plain_init, read_runs
-
-SEEDS = 5  # what the paper's tables have, and a command here asks for
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class Line:
         cells: by the key of the metric.
         seeds: of the runs; empty where nothing was run.
         runs: how many there are: seeds times folds.
-        p: of the independent t-test over seeds against the paper's own arm of this recipe; None = not to be had.
+        lead: by how much the paper's own arm of this recipe exceeds it on the same cases, in AUC or in Dice by case
+            and the table's unit, with the interval of the paired bootstrap over patients; None = not to be had.
+        p: of the independent t-test over seeds between the two; None = not to be had.
         splits: what the runs of each seed were evaluated on.
     """
 
@@ -50,6 +52,7 @@ class Line:
     cells: Mapping[str, Cell]
     seeds: tuple[int, ...] = ()
     runs: int = 0
+    lead: Estimate | None = None
     p: float | None = None
     splits: tuple[str, ...] = ()
 
@@ -66,10 +69,11 @@ class Comparison:
 
 @dataclass
 class _Arm:
-    """Runs of one row and recipe that differ in seed and split alone."""
+    """Runs of one row and recipe that differ in seed and split alone; `at` is the value of the table's axis."""
 
     row: PaperRow
     recipe: str
+    at: str = ""
     runs: list[Run] = field(default_factory=list)
     detail: str = ""
 
@@ -80,6 +84,15 @@ class _Arm:
             if metric.log in run.metrics:
                 found.setdefault(run.seed, []).append(run.metrics[metric.log] * metric.scale)
         return {seed: sum(some) / len(some) for seed, some in sorted(found.items())}
+
+    def pooled(self) -> list[Pooled]:
+        """What was given to each case, one for each seed; [] where runs did not say, or where they are no folds."""
+        seeds: dict[int, list[Run]] = {}
+        for run in self.runs:
+            seeds.setdefault(run.seed, []).append(run)
+        found = [pool([run.scores for run in runs if run.scores is not None]) for runs in seeds.values()]
+        whole = self.whole and all(run.scores is not None for run in self.runs)
+        return [one for one in found if one is not None] if whole and None not in found else []
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -119,17 +132,23 @@ def compare(name: str, runs: Path | None = None) -> Comparison:
 def _arms(table: PaperTable, runs: Iterable[Run]) -> list[_Arm]:
     """Return the arms in the order of the table; those without a row of the paper come last."""
     rows = {(recipe, plain_init(init)): row for row in table.rows for recipe, init in row.starts}
-    grouped: dict[tuple[str, str], dict[tuple[tuple[str, str], ...], _Arm]] = {}
+    grouped: dict[tuple[str, str, str], dict[tuple[tuple[str, str], ...], _Arm]] = {}
     for run in runs:
         row = rows.get((run.recipe, run.init)) or PaperRow(name=f"from {run.init}")
-        variants = grouped.setdefault((row.name, run.recipe), {})
-        settings = tuple(sorted(run.settings.items()))
-        variants.setdefault(settings, _Arm(row, run.recipe)).runs.append(run)
+        at = run.settings.get(table.along, "")
+        variants = grouped.setdefault((row.name, run.recipe, at), {})
+        settings = tuple(sorted((key, value) for key, value in run.settings.items() if key != table.along))
+        variants.setdefault(settings, _Arm(row, run.recipe, at)).runs.append(run)
     for variants in grouped.values():
         _tell_apart(variants)
     order = {row.name: number for number, row in enumerate(table.rows)}
     found = [arm for variants in grouped.values() for arm in variants.values()]
-    return sorted(found, key=lambda arm: (order.get(arm.row.name, len(order)), arm.row.name, arm.recipe, arm.detail))
+    return sorted(found, key=lambda arm: (order.get(arm.row.name, len(order)), arm.row.name, arm.recipe, *_place(arm)))
+
+
+def _place(arm: _Arm) -> tuple[float, str]:
+    """Return where an arm stands among those of its row and recipe."""
+    return float(arm.at or 0), arm.detail
 
 
 def _tell_apart(variants: Mapping[tuple[tuple[str, str], ...], _Arm]) -> None:
@@ -156,13 +175,19 @@ def _lines(table: PaperTable, arms: Sequence[_Arm]) -> list[Line]:
 
 def _line(table: PaperTable, arm: _Arm, arms: Sequence[_Arm]) -> Line:
     values = {metric.key: list(arm.values(metric).values()) for metric in table.metrics}
+    if arm.row.network:
+        counts = counted(arm.row.network)
+        values |= {metric.key: [counts[metric.key] * metric.scale] for metric in table.metrics if metric.key in counts}
+    own, first = _own(arm, arms), table.metrics[0]
+    at = f"{table.along.rpartition('.')[2]}={arm.at}" if arm.at else ""
     return Line(
         arm.row.name,
-        ", ".join(filter(None, (arm.recipe, arm.detail))),
+        ", ".join(filter(None, (arm.recipe, at, arm.detail))),
         _cells(table, arm.row, values, scaled=True),
         seeds=tuple(sorted({run.seed for run in arm.runs})),
         runs=len(arm.runs),
-        p=_p_value(table.metrics[0], arm, arms),
+        lead=_lead(first, own, arm) if own else None,
+        p=_p_value(first, own, arm) if own else None,
         splits=arm.splits,
     )
 
@@ -179,16 +204,29 @@ def _cells(
     return cells
 
 
-def _p_value(metric: PaperMetric, arm: _Arm, arms: Sequence[_Arm]) -> float | None:
-    """Return the t-test against the one arm of this recipe that is the paper's own, if both have two seeds."""
-    own = [other for other in arms if other.row.ours and other.recipe == arm.recipe]
-    if len(own) != 1 or own[0] is arm or own[0].splits != arm.splits:
-        return None
+def _own(arm: _Arm, arms: Sequence[_Arm]) -> _Arm | None:
+    """Return the one arm of this recipe that is the paper's own, on the same cases; None where it is this, or none."""
+    own = [other for other in arms if other.row.ours and (other.recipe, other.at) == (arm.recipe, arm.at)]
+    return own[0] if len(own) == 1 and own[0] is not arm and own[0].splits == arm.splits else None
+
+
+def _p_value(metric: PaperMetric, own: _Arm, arm: _Arm) -> float | None:
+    """Return the t-test between two arms, if both have two seeds."""
     try:
-        p = t_test(list(own[0].values(metric).values()), list(arm.values(metric).values())).p
+        p = t_test(list(own.values(metric).values()), list(arm.values(metric).values())).p
     except OptionError:
         return None
     return p if math.isfinite(p) else None
+
+
+def _lead(metric: PaperMetric, own: _Arm, arm: _Arm) -> Estimate | None:
+    """Return the paired bootstrap of two arms in the unit of a metric, if all their runs say what each case got."""
+    first, second = own.pooled(), arm.pooled()
+    found = difference(first, second) if first and second else None
+    if found is None:
+        return None
+    value, low, high = (number * metric.scale for number in (found.value, found.low, found.high))
+    return replace(found, value=value, low=low, high=high)
 
 
 # ---- what is to be said --------------------------------------------------------------------------------------------
@@ -197,8 +235,8 @@ def _p_value(metric: PaperMetric, arm: _Arm, arms: Sequence[_Arm]) -> float | No
 def _complaints(arms: Sequence[_Arm]) -> list[str]:
     """Return what is wrong with the runs as evidence."""
     notes = []
-    for recipe in dict.fromkeys(arm.recipe for arm in arms):
-        if len({arm.splits for arm in arms if arm.recipe == recipe}) > 1:
+    for recipe, at in dict.fromkeys((arm.recipe, arm.at) for arm in arms):
+        if len({arm.splits for arm in arms if (arm.recipe, arm.at) == (recipe, at)}) > 1:
             notes.append(f"arms of {recipe} were evaluated on different cases; between such there is no p")
     for arm in arms:
         if not arm.whole:
@@ -219,22 +257,34 @@ def _left_out(table: PaperTable, found: Sequence[Run], here: Sequence[Run], unfi
 
 def _commands(table: PaperTable, runs: Sequence[Run]) -> list[str]:
     """Return the commands that make the rows of which there is no run."""
-    there = {(run.recipe, run.init) for run in runs}
+    there = {(run.recipe, run.init, run.settings.get(table.along, "")) for run in runs}
+    points = [json.dumps(point) for point in table.points] or [""]
     commands = []
     for recipe in table.recipes:
-        starts = [start for row in table.rows for start in row.starts if start[0] == recipe]
-        missing = [init for _, init in starts if (recipe, plain_init(init)) not in there]
+        inits = [init for row in table.rows for name, init in row.starts if name == recipe]
+        missing = [init for init in inits if any((recipe, plain_init(init), at) not in there for at in points)]
         if not missing:
             continue
         if not _shipped(recipe):
             commands.append(f"# {recipe} is no recipe of this version: {', '.join(missing)}")
             continue
-        run = f"runs/{table.name}/{recipe}-INIT-SEED"
-        commands.append(
-            f"svd-hub train {recipe} --data DIR --init INIT --set run.seed=SEED --run {run}"
-            f"   # INIT: {', '.join(missing)}; SEED: 0 to {SEEDS - 1}"
-        )
+        commands.append(_command(table, recipe, missing))
     return [*commands, f"svd-hub reproduce {table.name} --runs runs/{table.name}"] if commands else []
+
+
+def _command(table: PaperTable, recipe: str, inits: Sequence[str]) -> str:
+    """Return the command of a recipe with words in capitals for what changes, and their values behind it."""
+    words = {"INIT": ", ".join(inits)}
+    sets = f"svd-hub train {recipe} --data DIR --init INIT"
+    if table.along:
+        word = table.along.rpartition(".")[2].upper()
+        sets += f" --set {table.along}={word}"
+        words[word] = ", ".join(map(str, table.points))
+    if table.seeds > 1:
+        sets += " --set run.seed=SEED"
+        words["SEED"] = f"0 to {table.seeds - 1}"
+    run = f"runs/{table.name}/{'-'.join((recipe, *words))}"
+    return f"{sets} --run {run}   # {'; '.join(f'{word}: {values}' for word, values in words.items())}"
 
 
 def _shipped(recipe: str) -> bool:

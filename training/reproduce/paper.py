@@ -54,12 +54,22 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """A table or figure of the paper. `here` says how what is run here differs."""
+    """A table or figure of the paper.
+
+    Attributes:
+        here: how what is run here differs.
+        seeds: how many runs the commands ask for.
+        along: a setting of the recipes that the figure's axis is, "" where it has none; arms of one row differ in it.
+        points: its values.
+    """
 
     name: str
     place: str
     title: str
     here: str
+    seeds: int = 5
+    along: str = ""
+    points: tuple[float, ...] = ()
     metrics: tuple[PaperMetric, ...] = ()
     rows: tuple[PaperRow, ...] = ()
     known: tuple[Known, ...] = ()
@@ -83,6 +93,7 @@ def _table(name: str, data: dict[str, Any]) -> PaperTable:
         metrics=tuple(PaperMetric(**metric) for metric in data.pop("metrics", ())),
         rows=tuple(PaperRow(**row) for row in rows),
         known=tuple(Known(**known) for known in data.pop("known", ())),
+        points=tuple(data.pop("points", ())),
         **data,
     )
 
@@ -95,5 +106,8 @@ def read_paper(name: str) -> PaperTable:
     """
     tables = _tables()
     if name not in tables:
-        raise SvdHubError(f"no table {name!r} to reproduce; nearest: {nearest(name, tables)}; all: {', '.join(tables)}")
+        raise SvdHubError(
+            f"no table {name!r} to reproduce; nearest: {nearest(name, tables)}; all: {', '.join(tables)}; "
+            "of a recipe: --tier smoke, mini or full"
+        )
     return tables[name]

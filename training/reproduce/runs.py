@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import SvdHubError
+from ..expected import leaves
 
+SCORES = "scores.csv"
 INIT = "task.init_args.network.init"
 # What may differ between runs of one arm: its seeds and splits, and what changes no number.
 FREE = (
-    *("name", "summary", "expected", "run.seed", "run.threads", "run.checkpoint_steps", INIT),
+    *("name", "summary", "run.seed", "run.threads", "run.checkpoint_steps", INIT),
     *("data.init_args.folder", "data.init_args.seed", "data.init_args.workers"),
 )
 SPLITS = ("train", "val", "test")  # beginnings of the arguments of a data module that choose cases
@@ -31,6 +34,7 @@ class Run:
         split: the settings that say which cases are evaluated, as text; "" = the recipe's data have one split.
         settings: all others, flat.
         metrics: of the last epoch, by their names in the log.
+        scores: what its last evaluation gave each case; None = it did not say.
     """
 
     folder: Path
@@ -40,10 +44,13 @@ class Run:
     split: str
     settings: Mapping[str, str]
     metrics: Mapping[str, float]
+    scores: Path | None = None
 
 
 def read_runs(folder: Path) -> tuple[list[Run], list[Path]]:
     """Return the finished runs at any depth under a folder, and the folders of runs that are not finished.
+
+    A finished run has its network, or at least the scores of its last evaluation: a study may keep those alone.
 
     Raises:
         SvdHubError: there is no run at all, or one that is damaged.
@@ -53,7 +60,7 @@ def read_runs(folder: Path) -> tuple[list[Run], list[Path]]:
     places = sorted(file.parent for file in folder.rglob("run.json") if (file.parent / "recipe.yaml").is_file())
     if not places:
         raise SvdHubError(f"no run is in {folder}: no run.json with a recipe.yaml beside it, at any depth")
-    finished = [place for place in places if (place / "model.safetensors").is_file()]
+    finished = [place for place in places if any((place / name).is_file() for name in ("model.safetensors", SCORES))]
     return [_run(place) for place in finished], [place for place in places if place not in finished]
 
 
@@ -78,17 +85,14 @@ def _run(folder: Path) -> Run:
         split=", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items() if _evaluated(key)),
         settings={k: v for k, v in settings.items() if k not in FREE and not _chooses_cases(k)},
         metrics={key: float(value) for key, value in row.items() if key.startswith(("train/", "val/", "test/"))},
+        scores=folder / SCORES if (folder / SCORES).is_file() else None,
     )
 
 
-def _flat(value: Any, name: str = "") -> dict[str, str]:
-    """Return the leaves of nested settings by dotted names, lists as one text."""
-    if isinstance(value, dict):
-        leaves: dict[str, str] = {}
-        for key, one in value.items():
-            leaves |= _flat(one, f"{name}.{key}" if name else str(key))
-        return leaves
-    return {name: value if isinstance(value, str) else json.dumps(value)}
+def _flat(table: dict[str, Any]) -> dict[str, str]:
+    """Return the settings of a recipe by dotted names, each as one text."""
+    found = {key: value for key, value in leaves(table).items() if not key.startswith("expected.")}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
 
 
 def _chooses_cases(key: str) -> bool:
@@ -100,8 +104,14 @@ def _evaluated(key: str) -> bool:
 
 
 def plain_init(init: str) -> str:
-    """Return what a network starts from in one word: for `runs/NAME/model.safetensors`, NAME."""
+    """Return what a network starts from in one word: for `runs/NAME/model.safetensors`, NAME.
+
+    Of a run of several seeds, `runs/NAME/seed0/model.safetensors`, it is NAME, too.
+    """
     path = Path(init)
     if path.suffix != ".safetensors":
         return init
-    return path.parent.name if path.name == "model.safetensors" else path.stem
+    if path.name != "model.safetensors":
+        return path.stem
+    folder = path.parent
+    return folder.parent.name if re.fullmatch(r"seed\d+", folder.name) else folder.name

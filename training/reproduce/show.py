@@ -74,6 +74,9 @@ def _table(comparison: Comparison) -> Table:
         columns = (["here"] if metric in ours else []) + ["paper"] + (["difference"] if metric in differing else [])
         for number, word in enumerate(columns):
             table.add_column(f"{metric.label}\n{word}" if number == 0 else f"\n{word}", justify="right", no_wrap=True)
+    led = any(line.lead for line in comparison.lines)
+    if led:
+        table.add_column("lead\n[95 %]", justify="right", no_wrap=True)
     if trained:
         table.add_column("p", justify="right")
     for line in comparison.lines:
@@ -84,6 +87,7 @@ def _table(comparison: Comparison) -> Table:
             cells.append(_number(cell.paper, cell.paper_sd))
             if metric in differing:
                 cells.append(ABSENT if cell.difference is None else f"{cell.difference:+.2f}")
+        cells += [_interval(line)] if led else []
         cells += [ABSENT if line.p is None else f"{line.p:.3g}"] if trained else []
         table.add_row(*map(Text, cells))
     return table
@@ -101,6 +105,11 @@ def _number(value: float | None, sd: float | None) -> str:
     return f"{value:.2f}" if sd is None else f"{value:.2f} +- {sd:.2f}"
 
 
+def _interval(line: Line) -> str:
+    found = line.lead
+    return ABSENT if found is None else f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
 def _seeds(line: Line) -> str:
     if not line.runs:
         return ABSENT
@@ -110,8 +119,17 @@ def _seeds(line: Line) -> str:
 
 def _legend(comparison: Comparison) -> str:
     words = [f"{ABSENT} = not recorded, or not run"]
-    if any(line.runs for line in comparison.lines):
+    trained = any(line.runs for line in comparison.lines)
+    if trained:
         words.append("here = last epoch, mean +- standard deviation between seeds")
-        words.append("p = independent t-test over seeds against the paper's own arm of that recipe, as the paper does")
-        words.append("neither says anything of other patients")
+    if leads := [line.lead for line in comparison.lines if line.lead]:
+        words.append(
+            "lead = by how much the paper's own arm of that recipe is above this one on the same cases, in AUC or in "
+            "Dice by case, seeds averaged, with the interval of "
+            f"{leads[0].resamples:,} draws of patients: the primary test"
+        )
+    if trained:
+        words.append(
+            "p = independent t-test over seeds between the two, as the paper does: it says nothing of other patients"
+        )
     return "; ".join(words)

@@ -24,7 +24,7 @@ class Network:
     Attributes:
         init: "none", or an entry (or a file that `svd_hub.save` wrote) whose weights it starts from; `options` may
             change what does not belong to these weights. An entry of another architecture takes `num_classes` and
-            `in_channels` of them alone; a U-Net's encoder gets a head for the whole image.
+            `in_channels` of them alone; a segmenter's encoder gets a head for the whole image (`starting`).
         form: how a batch reaches it: "pseudo3d" (N,3,H,W -> N,1,3,H,W), "planar" (a 2D twin), "volume" (as it is).
         memory: "channels_last" where it is faster (pre-training on a CPU: 1.13x); a task's network of several parts
             has its backbone so.

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...catalog import get_entry
-from ...models import build, option_names
-from ...saved import entry_of_file
+from ...models import build
 from ...variable_dimension import PRETRAIN_MEAN, PRETRAIN_STD, rgb_to_depth
 from ..ranks import gathered_rows
 from ..twins import ResNet2D
@@ -19,6 +16,7 @@ from .base import Network as Network
 from .base import Task
 from .checks import check_finite
 from .optimiser import Optimiser as Optimiser
+from .starting import classifier_from
 
 
 def build_network(network: Network) -> nn.Module:
@@ -31,15 +29,8 @@ def build_network(network: Network) -> nn.Module:
         return ResNet2D(**network.options)
     if network.init == "none":
         return build(network.architecture, network.options)
-    from ...hub import load
-
-    file, options = Path(network.init), network.options
-    entry = entry_of_file(file) if file.suffix == ".safetensors" else get_entry(network.init)
-    if entry.architecture != network.architecture:
-        options = {key: value for key, value in options.items() if key in ("num_classes", "in_channels")}
-        if "image_classes" in option_names(entry.architecture):
-            options["image_classes"] = True
-    return load(network.init, **options).train()  # it loads for evaluation, and Lightning keeps what it finds
+    # it loads for evaluation, and Lightning keeps what it finds
+    return classifier_from(network.init, network.architecture, network.options).train()
 
 
 class Classification(Task):

@@ -29,6 +29,7 @@ class Optimiser:
         schedule: "cosine", "step" (times `gamma` at each of `drops`), "poly" ((1 - share done) ** `power`).
         drops: epochs whose first step is the first of the next lower rate, rising; of "step".
         min_lr: what "cosine" and "poly" end at.
+        stepped: "epoch" keeps the rate of "cosine" within an epoch at that of its first step.
         warmup: the share of all steps in which the rate rises; or
         warmup_steps: their number.
         warmup_start: the factor of the first step; the rise is linear from there. 0 = one step's share of the rise.
@@ -46,6 +47,7 @@ class Optimiser:
     gamma: float = 0.1
     power: float = 0.9
     min_lr: float = 0.0
+    stepped: Literal["step", "epoch"] = "step"
     warmup: float = 0.0
     warmup_steps: int = 0
     warmup_start: float = 0.0
@@ -92,7 +94,9 @@ def factor(rule: Optimiser, *, steps: int, epochs: int) -> Callable[[int], float
         if rule.schedule == "cosine":
             if step < rise:
                 return warming(step)
-            share = min(1.0, (step - rise) / max(1, steps - rise))
+            if rule.stepped == "epoch":
+                step = step * epochs // steps * steps // epochs
+            share = min(1.0, max(0, step - rise) / max(1, steps - rise))
             return floor + (1 - floor) * (0.5 * (1 + math.cos(math.pi * share)))
         if rule.schedule == "step":
             value = rule.gamma ** sum(step * epochs >= drop * steps for drop in rule.drops)

@@ -1,18 +1,31 @@
-"""The Decathlon and LiTS in miniature: pairs of NIfTI files in their own layouts."""
+"""Pairs of NIfTI volumes and label maps: a task of the Decathlon, and LiTS."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from helpers_own import write_volume
+import SimpleITK
 
 SIDES = (18, 20, 22)
 
 
+def write_volume(
+    path: Path, array: np.ndarray, *, spacing: Sequence[float] = (1.0, 1.0, 1.0), axes: str = "LPS"
+) -> Path:
+    """Write (z, y, x) towards superior, posterior, left; `axes`: the orientation the file's x, y, z get."""
+    image = SimpleITK.GetImageFromArray(array)
+    image.SetSpacing([float(s) for s in reversed(spacing)])
+    image.SetOrigin((3.0, -7.0, 11.0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    SimpleITK.WriteImage(SimpleITK.DICOMOrient(image, axes), str(path))
+    return path
+
+
 def anatomy(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values and labels (z, y, x): 1 is a block, 2 another behind it."""
+    """Return values and labels (z, y, x): 1 is a block, 2 another behind it."""
     random = np.random.default_rng(seed)
     labels = np.zeros(SIDES, np.uint8)
     z, y, x = (int(random.integers(2, n - 11)) for n in SIDES)
@@ -22,7 +35,7 @@ def anatomy(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decathlon(folder: Path, *, count: int = 6) -> Path:
-    """A task of MR volumes; the values are whole and not below 0."""
+    """Make a task of MR volumes; the values are whole and not below 0."""
     training = []
     for k in range(count):
         values, labels = anatomy(k)
@@ -41,7 +54,7 @@ def decathlon(folder: Path, *, count: int = 6) -> Path:
 
 
 def lits(folder: Path, ids: tuple[int, ...] = (0, 1, 2, 3, 4, 5)) -> Path:
-    """Volumes in two folders, as the download has them; 0 is one of validation and 2 of test."""
+    """Make volumes in two folders, as the download has them; 0 is one of validation and 2 of test."""
     for k in ids:
         values, labels = anatomy(k)
         place = folder / f"Training Batch {1 + k % 2}"
