@@ -22,6 +22,7 @@ EXPECTED = {
     r".*treespec.*LeafSpec.*": "Lightning calls a part of torch that torch has renamed",
     r"The '\w+_dataloader' does not have many workers": "the recipe says how many; a data set in memory needs none",
     r"Your `val_dataloader`'s sampler has shuffling enabled": "it takes every sampler but its own for a shuffled one",
+    r"Found \d+ module\(s\) in eval mode at the start of training": "what a recipe freezes is held there",
     r"You're using the WeightAveraging callback with a model that overrides": "it is shared out with fsdp alone",
     r"You're resuming from a checkpoint that ended before the epoch ended": "the data module keeps the place",
 }
