@@ -8,6 +8,8 @@ import os
 import pty
 import random
 import re
+import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -139,9 +141,49 @@ def test_kill_9_anywhere_and_resume_gives_the_same_bits(
     assert len(lines) <= EPOCHS
 
 
-@pytest.mark.parametrize("name", ["noisy", "accumulated"])
-def test_kill_9_again_and_again_at_random_moments(here: Path, whole: Any, tmp_path: Path, name: str) -> None:
-    draw = random.Random(name)
+def test_kill_9_at_ten_random_steps(here: Path, tmp_path: Path) -> None:
+    """Each kill ends a process that went on from the one before; the seed is shown where this fails."""
+    seed = int(os.environ.get("KILL_SEED", secrets.randbits(32)))
+    print(f"KILL_SEED={seed}")  # noqa: T201
+    draw, long = random.Random(seed), {"run.epochs": 12}
+    run(here, "noisy", tmp_path / "whole", overrides=long)
+    folder, at = tmp_path / "run", At("on_train_batch_end", draw.randint(1, STEPS), kill)
+    assert forked(lambda: run(here, "noisy", folder, overrides=long, callbacks=[at])) == -signal.SIGKILL
+    for _ in range(9):
+        hook = draw.choice(["on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end"])
+        at = At(hook, draw.randint(1, STEPS), kill)
+        assert forked(lambda at=at: resume(folder, callbacks=[at])) == -signal.SIGKILL
+    resume(folder)
+    assert same(folder, tmp_path / "whole")
+    assert log(folder) == log(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_the_command_killed_ten_times_from_outside_ends_with_the_same_bits(here: Path, tmp_path: Path) -> None:
+    """`svd-hub train` and `--resume`, each killed by another process at whatever it is doing. Two minutes."""
+    seed = int(os.environ.get("KILL_SEED", secrets.randbits(32)))
+    print(f"KILL_SEED={seed}")  # noqa: T201
+    draw, changes = random.Random(seed), {"run.epochs": 60}
+    run(here, "noisy", tmp_path / "whole", overrides=changes)
+    folder = tmp_path / "run"
+    begin = ["train", here / "noisy.yaml", "--data", here / "set", "--run", folder, "--epochs", "60"]
+    for turn in range(10):
+        arguments, environment = command(*(["train", "--resume", folder] if turn else begin))
+        process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        for _ in range(draw.randint(1, 4)):  # rows of epochs
+            assert process.stdout.readline()
+        select.select([], [], [], draw.random() / 4)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    resume(folder)
+    assert same(folder, tmp_path / "whole")
+    assert log(folder) == log(tmp_path / "whole")
+
+
+def test_kill_9_again_and_again_between_accumulated_gradients(here: Path, whole: Any, tmp_path: Path) -> None:
+    name, draw = "accumulated", random.Random("accumulated")
     hooks = ["on_train_batch_start", "on_train_batch_end", "on_before_optimizer_step", "on_validation_batch_end"]
     killed(here, name, tmp_path / "run", At("on_train_batch_end", draw.randint(1, STEPS), kill))
     for _ in range(5):
