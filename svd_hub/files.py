@@ -25,7 +25,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     It has the mode of any new file, and a process that has mapped the old one keeps what it mapped.
 
     Raises:
-        OSError: the folder is read-only, full or missing. Nothing is left behind.
+        OSError: the folder is read-only, full or missing; `filename` says where. Nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -34,6 +34,9 @@ def write_atomic(path: Path, content: bytes) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write's own error does not say it
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from helpers_recipes import RECIPES as ALL
 from helpers_recipes import commands_of, table_of, text_of
+from helpers_training import At, forked, kill, log, resume, same
 from safetensors.torch import load_file
-from test_training import At, forked, kill, log, resume, same
 from torch import Tensor, nn
 
 import svd_hub

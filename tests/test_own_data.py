@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from helpers_training import At, forked, log
 from safetensors.torch import load_file
-from test_training import At, forked, log
 from typer.testing import CliRunner
 
 import svd_hub

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers_lidc import contour, message, nodule, square
+from helpers_training import forked
 from helpers_volume import make_series
 from PIL import Image
-from test_training import forked
 from typer.testing import CliRunner
 
 from svd_hub import cli, volume

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_training import At, forked, kill, log, resume, same
 from safetensors.torch import load_file
-from test_training import At, forked, kill, log, resume, same
 
 import svd_hub
 from svd_hub.errors import SvdHubError

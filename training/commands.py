@@ -32,6 +32,15 @@ def train(
     data: Data = None,
     run: Annotated[Path | None, typer.Option(help="The run folder; default runs/RECIPE.")] = None,
     init: Annotated[str | None, typer.Option(help="Start from this entry or .safetensors file, or 'none'.")] = None,
+    freeze: Annotated[str | None, typer.Option(help="Keep these parts as they are: stem,layer1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn (run.seed).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="How long (run.epochs).")] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Processes on this machine, one a GPU where there are any (run.devices).")
+    ] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="torch.compile: faster steps after a minute (run.compile).")
+    ] = False,
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeat.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, to the bit.")] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe with every key and train nothing.")] = False,
@@ -40,16 +49,26 @@ def train(
     """Train by a recipe; Ctrl-C stops it, --resume goes on.
 
     What is kept is the last epoch, in RUN/model.safetensors; which epoch was the best is told at the end. stdout has a
-    JSON line an epoch and then the result's path, stderr what is for a person.
+    JSON line an epoch and then the result's path, stderr what is for a person. On several GPUs: --devices N, or
+    torchrun and srun with as many processes. The options stand for keys of the recipe; --set changes any other.
     """
     if list_ or not (recipe or resume or run):
         _list_recipes()
         return
-    overrides = _pairs(override or [])
-    if data is not None:
-        overrides["data.init_args.folder"] = str(data.absolute())
-    if init is not None:
-        overrides["task.init_args.network.init"] = init
+    short: dict[str, Any] = {
+        "data.init_args.folder": data and str(data.absolute()),
+        "task.init_args.network.init": init,
+        "task.init_args.freeze": freeze and json.dumps([part.strip() for part in freeze.split(",")]),
+        "run.seed": seed,
+        "run.epochs": epochs,
+        "run.devices": devices,
+        "run.compile": "true" if compile_ else None,
+    }
+    overrides = {key: value for key, value in short.items() if value is not None}
+    asked = _pairs(override or [])
+    if both := sorted(set(overrides) & set(asked)):
+        raise typer.BadParameter(f"{both[0]} is given twice, by its option and by --set")
+    overrides |= asked
     if resume is None and not recipe:
         raise typer.BadParameter("a recipe, or --resume RUN")
     if resume is not None and (recipe or run):
@@ -64,22 +83,25 @@ def train(
         typer.echo(read(recipe or str(Path(resume or "") / "recipe.yaml"), overrides).text, nl=False)
         return
     from . import engine
+    from .ranks import leads
 
     folder = resume or run or Path("runs") / Path(recipe).stem
     try:
-        typer.echo(
-            engine.train(
-                recipe,
-                run=folder,
-                overrides=overrides,
-                resume=resume is not None,
-                report=typer.echo,
-                tell=functools.partial(typer.echo, err=True),
-            )
+        made = engine.train(
+            recipe,
+            run=folder,
+            overrides=overrides,
+            resume=resume is not None,
+            report=typer.echo,
+            tell=functools.partial(typer.echo, err=True),
         )
     except KeyboardInterrupt:
+        if not leads():  # of several processes, one speaks
+            raise typer.Exit(0) from None
         typer.echo(f"stopped. Next: svd-hub train --resume {folder}", err=True)
         raise typer.Exit(130) from None
+    if leads():
+        typer.echo(made)
 
 
 def _list_recipes() -> None:
@@ -250,7 +272,7 @@ def _reproduce_recipe(name: str, tier: Any, data: Path | None, run: Path | None,
 
 
 def _needs_extra(command: Callable[..., None]) -> Callable[..., None]:
-    """Name the extra to install where a library is missing."""
+    """Name what to install where a library is missing, and what to take out where one breaks the others."""
 
     @functools.wraps(command)
     def wrapped(**arguments: Any) -> None:
@@ -260,6 +282,13 @@ def _needs_extra(command: Callable[..., None]) -> Callable[..., None]:
             if error.name is None or error.name.startswith("svd_hub"):
                 raise
             raise MissingExtraError(error.name, "train") from error
+        except RuntimeError as error:  # of Lightning's import, which imports torchvision where it is installed
+            if "torchvision::" not in str(error):
+                raise
+            raise SvdHubError(
+                "torchvision is installed and has no kernels for this torch, which keeps pytorch-lightning from being "
+                "imported. Next: pip uninstall torchvision (nothing of svd-hub needs it)"
+            ) from error
 
     return wrapped
 

@@ -13,6 +13,8 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import Progress, track
 
+from .ranks import leads
+
 T = TypeVar("T")
 
 # Warnings of Lightning that a run of ours meets on purpose: the beginning of the message, and why it is not shown.
@@ -20,6 +22,8 @@ EXPECTED = {
     r".*treespec.*LeafSpec.*": "Lightning calls a part of torch that torch has renamed",
     r"The '\w+_dataloader' does not have many workers": "the recipe says how many; a data set in memory needs none",
     r"Your `val_dataloader`'s sampler has shuffling enabled": "it takes every sampler but its own for a shuffled one",
+    r"Found \d+ module\(s\) in eval mode at the start of training": "what a recipe freezes is held there",
+    r"You're using the WeightAveraging callback with a model that overrides": "it is shared out with fsdp alone",
     r"You're resuming from a checkpoint that ended before the epoch ended": "the data module keeps the place",
 }
 TALKERS = ("pytorch_lightning", "lightning_fabric")  # devices found, tips for services, where it resumes
@@ -43,8 +47,8 @@ def quiet() -> Iterator[None]:
 
 
 def watched() -> bool:
-    """Return True where stderr is a terminal."""
-    return sys.stderr.isatty()
+    """Return True where stderr is a terminal, in the one process of a run that speaks."""
+    return sys.stderr.isatty() and leads()
 
 
 def bar(items: Iterable[T], what: str, *, total: int | None = None) -> Iterable[T]:

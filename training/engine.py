@@ -1,114 +1,67 @@
 """The one training engine: a recipe in, a run folder out. Lightning does the loop; this file makes it repeatable.
 
-A run folder holds `recipe.yaml` (as resolved), `run.json` (versions, data fingerprint), `log.jsonl` (a line an epoch),
-`last.ckpt` (to resume) and, when finished, `scores.csv` (the last evaluation, case by case) and `model.safetensors`.
+A run folder holds `recipe.yaml` (as resolved), `run.json` (`facts`: versions, commit, seeds, data, machine), the log
+(`journal`: `log.jsonl`, `log.csv`, TensorBoard's events, `curves.png`), `last.ckpt` (to resume) and, when finished,
+`scores.csv` (the last evaluation, case by case) and `model.safetensors`.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import EMAWeightAveraging
 
 from .. import checkpoint
 from ..errors import SvdHubError
-from . import console, folder, told
+from . import console, facts, folder, ranks, told
 from . import recipe as recipes
-from .saving import Saver, WholeFiles, stop_signals, write_text
+from .compiling import compile_network
+from .journal import Journal, Report
+from .precision import warn_of_slow_cudnn
+from .saving import Saver, Stop, WholeFiles, telling_what_cannot_be_written
 from .scores import CaseScores
-from .seeding import StepSeed
+from .seeding import ResumableData, StepSeed
 from .twins import record_of_twin
 
-Report = Callable[[str], None]
 FOLDER = "data.init_args.folder"
 
 
-class EpochLog(Checkpoint):
-    """Appends a JSON line an epoch to `log.jsonl`; after a resume, lines of epochs that are run again go first.
-
-    A Checkpoint by its place: Lightning calls those behind the task's own end of the epoch, and then the saver.
-    """
-
-    def __init__(self, file: Path, report: Report) -> None:
-        self.file, self.report, self.begun = file, report, 0.0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock, also in the middle of an epoch."""
-        self.begun = time.monotonic()
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock of the epoch."""
-        self.begun = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the line of this epoch."""
-        if not trainer.is_global_zero:
-            return
-        lines = self.file.read_text().splitlines() if self.file.is_file() else []
-        kept = [line for line in lines if json.loads(line)["epoch"] < trainer.current_epoch]
-        every = trainer.check_val_every_n_epoch or 1
-        seen = (trainer.current_epoch + 1) % every == 0  # else val/ is still that of an epoch before
-        row: dict[str, Any] = {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "seconds": round(time.monotonic() - self.begun, 1),
-            **{k: round(float(v), 6) for k, v in sorted(trainer.callback_metrics.items()) if seen or k[:4] != "val/"},
-        }
-        write_text(self.file, "\n".join([*kept, json.dumps(row)]) + "\n")
-        self.report(json.dumps(row))
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a run depends on."""
-    found = {"python": platform.python_version()}
-    for name in ("torch", "pytorch-lightning", "numpy", "pillow", "monai", "safetensors"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _open(name: str, run: Path, overrides: dict[str, Any], *, resume: bool) -> recipes.Recipe:
+def _read(name: str, run: Path, overrides: dict[str, Any], *, resume: bool) -> recipes.Recipe:
     """Return the recipe of a new run, or of one that was stopped."""
+    if not resume:
+        return recipes.read(name, overrides)
     kept = run / "recipe.yaml"
-    if resume:
-        if not kept.is_file():
-            raise SvdHubError(f"nothing to resume in {run}: no recipe.yaml there. Next: start the run without --resume")
-        if changed := set(overrides) - {FOLDER}:
-            raise SvdHubError(folder.cannot_change(run, changed))
-        return recipes.read(str(kept), overrides)
-    folder.check_free(run)
-    return recipes.read(name, overrides)
+    if not kept.is_file():
+        raise SvdHubError(f"nothing to resume in {run}: no recipe.yaml there. Next: start the run without --resume")
+    if changed := set(overrides) - {FOLDER}:
+        raise SvdHubError(folder.cannot_change(run, changed))
+    return recipes.read(str(kept), overrides)
 
 
-def _record(recipe: recipes.Recipe, data: Any, file: Path) -> None:
-    """Write `run.json`, or see that the data are still those it names."""
-    fingerprint = json.loads(json.dumps(data.fingerprint()))
-    if file.is_file():
-        if json.loads(file.read_text())["data"] != fingerprint:
-            raise SvdHubError(
-                f"the data are not those that {file} names, so the run cannot go on as it began. "
-                "Next: give the folder it began with (--data FOLDER), or start a new run"
-            )
-        return
-    facts = {
-        "recipe": recipe.name,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "data": fingerprint,
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-    }
-    write_text(file, json.dumps(facts, indent=1))
+def _trainer(settings: recipes.RunSettings, run: Path, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+    """Return Lightning's Trainer as the recipe asks for it."""
+    return pl.Trainer(
+        max_epochs=settings.epochs,
+        precision=settings.precision,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.clip or None,
+        check_val_every_n_epoch=settings.validate_every,
+        accelerator="auto",
+        **ranks.options(settings),
+        callbacks=list(callbacks),
+        plugins=[WholeFiles(), *ranks.environment()],
+        logger=False,
+        default_root_dir=run,
+        benchmark=torch.cuda.is_available(),  # cuDNN's choice of an algorithm: 3D convolutions differ by much
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
 
 
 def train(
@@ -141,52 +94,62 @@ def train(
 
     Raises:
         SvdHubError: the run folder is not free (`folder`) or has nothing to resume; the data changed; a loss is not
-            finite.
+            finite; a file of the run cannot be written.
         KeyboardInterrupt: the run was stopped; it can be resumed.
     """
-    recipe = _open(name, run, overrides or {}, resume=resume)
+    recipe = _read(name, run, overrides or {}, resume=resume)
     settings, last = recipe.settings, run / "last.ckpt"
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    stop, shown = Stop(), [console.Bar()] if progress and console.watched() else []
+    means = [EMAWeightAveraging(decay=settings.ema)] if settings.ema else []
+    own = [Journal(run, report=report), CaseScores(run / "scores.csv")]
+    saver = Saver(last, steps=settings.checkpoint_steps, epochs=settings.checkpoint_epochs, stop=stop)
+    with telling_what_cannot_be_written(run), console.quiet():
+        trainer = _trainer(settings, run, [StepSeed(settings.seed), *means, *shown, *callbacks, *own, saver])
+        leads = trainer.is_global_zero  # of several processes, one writes and speaks
+        if leads and not resume:
+            folder.check_free(run)
+        task, data = _made(recipe)
+        with folder.held(run, None if resume else recipe.text) if leads else nullcontext(), stop.listening():
+            if leads:
+                facts.record(recipe, data, run / "run.json")
+                told.begin(tell, recipe, task, data, run, trainer.strategy.root_device)
+            _place(data, last)
+            try:
+                trainer.fit(task, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+            except SystemExit:  # how the saver and Lightning stop a run
+                raise KeyboardInterrupt from None
+            if leads:
+                finish(recipe, task, data, run)
+                told.end(tell, run, task, data)
+    return run / "model.safetensors"
+
+
+def _made(recipe: recipes.Recipe) -> tuple[Any, Any]:
+    """Return the task, ready to train, and the data, which are looked at before anything is written."""
+    task: Any
     task, data = recipe.make()
-    data.setup("fit")  # before anything is written: a wrong folder leaves no run behind
-    with folder.held(run, None if resume else recipe.text), console.quiet(), stop_signals() as stop:
-        _record(recipe, data, run / "run.json")
-        shown = [console.Bar()] if progress and console.watched() else []
-        log, scores = EpochLog(run / "log.jsonl", report), CaseScores(run / "scores.csv")
-        saver = Saver(last, steps=settings.checkpoint_steps, epochs=settings.checkpoint_epochs, stop=stop)
-        trainer = pl.Trainer(
-            max_epochs=settings.epochs,
-            precision=settings.precision,
-            accumulate_grad_batches=settings.accumulate,
-            gradient_clip_val=settings.clip or None,
-            check_val_every_n_epoch=settings.validate_every,
-            accelerator="auto",
-            devices=1,  # the run folder, the log and the evaluation are still those of one process
-            callbacks=[StepSeed(settings.seed), *shown, *callbacks, log, scores, saver],
-            plugins=[WholeFiles()],
-            logger=False,
-            default_root_dir=run,
-            benchmark=torch.cuda.is_available(),  # cuDNN's choice of an algorithm: 3D convolutions differ by much
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-        )
-        if trainer.is_global_zero:
-            told.begin(tell, recipe, task, data, run, trainer.strategy.root_device)
-        try:
-            trainer.fit(task, data, ckpt_path=last if last.is_file() else None, weights_only=True)
-        except SystemExit:  # how the saver and Lightning stop a run
-            raise KeyboardInterrupt from None
-        result = finish(recipe, task, data, run)
-        if trainer.is_global_zero:
-            told.end(tell, run, task, data)
-    return result
+    data.setup("fit")
+    warn_of_slow_cudnn(task.network, recipe.settings.precision)
+    if recipe.settings.compile:
+        compile_network(task.network)
+    return task, data
+
+
+def _place(data: Any, last: Path) -> None:
+    """Tell the data where the run goes on: with fsdp, Lightning would say so when their loader is made already."""
+    if last.is_file() and isinstance(data, ResumableData):
+        kept = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+        data.load_state_dict(kept[type(data).__qualname__])
 
 
 def finish(recipe: recipes.Recipe, task: Any, data: Any, run: Path) -> Path:
-    """Write the trained network of a finished run in the form that `svd_hub.load(path)` rebuilds alone."""
+    """Write the trained network of a finished run in the form that `svd_hub.load(path)` rebuilds alone.
+
+    Its tensors are those of the last checkpoint: there they are whole, whoever of the processes had which part of them,
+    and the running means where the recipe asks for `run.ema`.
+    """
     network, entry = task.config, getattr(task.network, "entry", None)
     options = getattr(task.network, "options", network.options)
     target = run / "model.safetensors"
@@ -203,5 +166,7 @@ def finish(recipe: recipes.Recipe, task: Any, data: Any, run: Path) -> Path:
         **origin,
         **(record_of_twin(network.options) if network.architecture == "resnet2d" else {}),
     }
-    checkpoint.write(target, task.network.state_dict(), record)
+    saved = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    mine = {name.removeprefix("network."): value for name, value in saved.items() if name.startswith("network.")}
+    checkpoint.write(target, mine, record)
     return target

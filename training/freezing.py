@@ -12,14 +12,17 @@ STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def parts(backbone: nn.Module) -> dict[str, list[nn.Module]]:
-    """Return what can be frozen: "stem" (all before the first stage), then each stage by its name."""
-    stem, found = [], {}
-    for name, module in backbone.named_children():
-        if name.startswith("layer"):
-            found[name] = [module]
-        elif not found and next(module.parameters(), None) is not None:
-            stem.append(module)
-    return {"stem": stem, **found}
+    """Return what can be frozen: "stem" (all before the first stage), then each stage by its name.
+
+    A network without stages of the name `layerN` has its own children for parts, those with parameters.
+    """
+    children = {name: child for name, child in backbone.named_children() if next(child.parameters(), None) is not None}
+    stages = {name: [child] for name, child in children.items() if name.startswith("layer")}
+    if not stages:
+        return {name: [child] for name, child in children.items()}
+    names = list(children)
+    first = names.index(next(iter(stages)))
+    return {"stem": [children[name] for name in names[:first]], **stages}
 
 
 def freeze(backbone: nn.Module, names: Sequence[str]) -> list[nn.Module]:

@@ -33,6 +33,16 @@ class RunSettings:
         checkpoint_steps: a checkpoint every so many steps (besides epochs' ends): what a kill can cost.
         checkpoint_epochs: a checkpoint at the end of every so many epochs, and of the last.
         threads: of torch, 0 = as the machine says.
+        devices: processes on each machine, each with a GPU of its own where there are GPUs. A step then takes `devices`
+            times `nodes` times the data's batch size. It is the step of one process with that batch size where the loss
+            is a mean over images: cross-entropy is; Dice over the batch, balanced classes and drawn anchors are each
+            process's own, and so are batch norms without `sync_norms`.
+        nodes: machines.
+        strategy: "ddp", or "fsdp" (weights, gradients and optimiser shared out: for networks that fill a GPU); "auto" =
+            ddp where there are several processes.
+        sync_norms: batch norms take their statistics over all processes; GPUs only.
+        ema: the decay of a running mean of the weights, 0.999 or so, which is then evaluated and published; 0 = none.
+        compile: torch.compile of the network: faster steps after a minute, and other last bits.
     """
 
     epochs: int
@@ -44,15 +54,23 @@ class RunSettings:
     checkpoint_steps: int = 200
     checkpoint_epochs: int = 1
     threads: int = 0
+    devices: int = 1
+    nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    sync_norms: bool = False
+    ema: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        ones = ("epochs", "accumulate", "validate_every", "checkpoint_steps", "checkpoint_epochs")
-        for name, value in (dict.fromkeys(ones, 1) | dict.fromkeys(("seed", "clip", "threads"), 0)).items():
+        ones = ("epochs", "accumulate", "validate_every", "checkpoint_steps", "checkpoint_epochs", "devices", "nodes")
+        for name, value in (dict.fromkeys(ones, 1) | dict.fromkeys(("seed", "clip", "threads", "ema"), 0)).items():
             if getattr(self, name) < value:
                 raise OptionError(f"run.{name}={getattr(self, name)} is not allowed; allowed: {value} or more")
         if self.epochs % self.validate_every:
             told = f"run.validate_every={self.validate_every} with run.epochs={self.epochs}"
             raise OptionError(f"{told} is not allowed; allowed: a divisor of it")
+        if self.ema >= 1:
+            raise OptionError(f"run.ema={self.ema} is not allowed; allowed: 0 (none), or a decay below 1, as 0.999")
 
 
 @dataclass(frozen=True, kw_only=True)

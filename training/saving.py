@@ -23,7 +23,12 @@ from .seeding import ResumableData
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file beside `path` that takes its place when it is whole and on the disk; after an error, it is gone."""
+    """Yield a file beside `path` that takes its place when it is whole and on the disk; after an error, it is gone.
+
+    Raises:
+        OSError: the disk is full, or what else keeps from writing; its `filename` is the file's, which a write's own
+            error does not say.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
@@ -31,14 +36,50 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[IO[bytes]]:
+    """Yield the end of a file; what is written there is on the disk behind this. Raises as `replacing` does."""
+    try:
+        with path.open("ab") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+@contextmanager
+def telling_what_cannot_be_written(run: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk answers to a file of the run into one line with the next step.
+
+    Raises:
+        SvdHubError: a file of the run folder could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        file = error.filename
+        if not isinstance(file, str) or not Path(file).absolute().is_relative_to(run.absolute()):
+            raise  # another file: of the data
+        begun = (run / "recipe.yaml").is_file()
+        raise SvdHubError(
+            f"{file} cannot be written: {error.strerror}. What the run wrote before is whole. Next: repair that, then "
+            + (f"svd-hub train --resume {run}" if begun else "the same command")
+        ) from error
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -51,15 +92,36 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()  # torch.save hides what a full disk answers
         torch.save(checkpoint, buffer)
+        with replacing(Path(path)) as file:
+            file.write(buffer.getbuffer())
+
+
+class Stop:
+    """Whether Ctrl-C or SIGTERM asked the run to stop; the second of them interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.asked.is_set():
+            raise KeyboardInterrupt
+        self.asked.set()
+
+    def listen(self) -> dict[int, Any]:
+        """Take the signals from here on; return the handlers that were there. Only a main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals, and put the handlers before back."""
+        before = self.listen()
         try:
-            with replacing(Path(path)) as file:
-                file.write(buffer.getbuffer())
-        except OSError as error:
-            run = Path(path).parent
-            raise SvdHubError(
-                f"the checkpoint {path} cannot be written: {error.strerror}; the one before is whole. "
-                f"Next: repair that, then svd-hub train --resume {run}"
-            ) from error
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class Saver(Checkpoint):
@@ -69,8 +131,12 @@ class Saver(Checkpoint):
     leave its metrics out. Never between two steps of accumulated gradients, which no checkpoint holds.
     """
 
-    def __init__(self, file: Path, *, steps: int, epochs: int, stop: threading.Event) -> None:
+    def __init__(self, file: Path, *, steps: int, epochs: int, stop: Stop) -> None:
         self.file, self.steps, self.epochs, self.stop = file, steps, epochs, stop
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen alone: Lightning's handler of SIGTERM would talk to the other processes in the middle of a step."""
+        self.stop.listen()
 
     def _save(self, trainer: pl.Trainer, epoch: int, batches: int) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -79,7 +145,7 @@ class Saver(Checkpoint):
         trainer.save_checkpoint(self.file)
 
     def _stopping(self, trainer: pl.Trainer) -> bool:
-        return bool(trainer.strategy.reduce_boolean_decision(self.stop.is_set(), all=False))
+        return bool(trainer.strategy.reduce_boolean_decision(self.stop.asked.is_set(), all=False))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -105,24 +171,3 @@ class Saver(Checkpoint):
             self._save(trainer, done, 0)
         if stopping:
             raise SystemExit
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C and SIGTERM set; the second of them interrupts at once. Handlers are put back."""
-    stop = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
-        yield stop
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -27,7 +27,7 @@ class CaseScores(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the file, whole, where this was the last epoch."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.current_epoch + 1 != trainer.max_epochs or trainer.world_size > 1:
+        if trainer.current_epoch + 1 != trainer.max_epochs or not trainer.is_global_zero:
             return
         cases = data.scored_cases() if hasattr(data, "scored_cases") else ()
         rows: list[Mapping[str, float]] = getattr(pl_module, "scores", [])

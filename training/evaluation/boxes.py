@@ -27,7 +27,7 @@ class Truth(NamedTuple):
 
 def stored(found: Detections, scale: Tensor) -> Detections:
     """Return detections on the CPU with boxes in the pixels of the stored image; `scale` (2,) is that of x and y."""
-    boxes, scores, labels = (column.detach().cpu() for column in found)
+    boxes, scores, labels = (column.detach().cpu().clone() for column in found)  # a view keeps all candidates alive
     return Detections(boxes / scale.cpu().repeat(2), scores, labels)
 
 

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...models import build
 from ...variable_dimension import PRETRAIN_MEAN, PRETRAIN_STD, rgb_to_depth
-from ..precision import guard_cpu_bf16
+from ..ranks import gathered_rows
 from ..twins import ResNet2D
+from .base import Network as Network
+from .base import Task
 from .checks import check_finite
 from .optimiser import Optimiser as Optimiser
-from .optimiser import configure
 from .starting import classifier_from
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """The network of a run: an architecture with its options, and what it starts from.
-
-    Attributes:
-        init: "none", or an entry (or a file that `svd_hub.save` wrote) whose weights it starts from; `options` may
-            change what does not belong to these weights. An entry of another architecture takes `num_classes` and
-            `in_channels` of them alone; a segmenter's encoder gets a head for the whole image (`starting`).
-        form: how a batch reaches it: "pseudo3d" (N,3,H,W -> N,1,3,H,W), "planar" (a 2D twin), "volume" (as it is).
-        memory: "channels_last" where it is faster (pre-training on a CPU: 1.13x).
-    """
-
-    architecture: str = "resnet3d"
-    options: dict[str, Any] = field(default_factory=dict)
-    init: str = "none"
-    form: Literal["pseudo3d", "planar", "volume"] = "pseudo3d"
-    memory: Literal["contiguous", "channels_last"] = "contiguous"
 
 
 def build_network(network: Network) -> nn.Module:
@@ -53,7 +33,7 @@ def build_network(network: Network) -> nn.Module:
     return classifier_from(network.init, network.architecture, network.options).train()
 
 
-class Classification(pl.LightningModule):
+class Classification(Task):
     """Cross-entropy training with top-1 and top-5 accuracy, or AUC where there are two classes.
 
     Args:
@@ -62,6 +42,7 @@ class Classification(pl.LightningModule):
         label_smoothing: of the training loss.
         class_weights: "balanced" = the training loss counts each class as much as another, however many of it there
             are: images / (classes * images of the class).
+        freeze: parts of the network that keep their values, norms in evaluation: "stem", "layer1" to "layer4".
         mean, std: of the input values; the default is the official pre-training rule on 0..255.
     """
 
@@ -72,21 +53,18 @@ class Classification(pl.LightningModule):
         optimiser: Optimiser,
         label_smoothing: float = 0.0,
         class_weights: Literal["none", "balanced"] = "none",
+        freeze: tuple[str, ...] = (),
         mean: float = PRETRAIN_MEAN,
         std: float = PRETRAIN_STD,
     ) -> None:
-        super().__init__()
-        self.config, self.optimiser = network, optimiser
+        made = build_network(network)
+        # of this epoch's training batches: loss, hits, images
+        super().__init__(config=network, network=made, optimiser=optimiser, sums=torch.zeros(3), freeze=freeze)
         self.label_smoothing, self.mean, self.std = label_smoothing, mean, std
         self.class_weights = class_weights
         self.weights: Tensor | None = None
-        self.network = guard_cpu_bf16(build_network(network))
-        if network.memory == "channels_last":
-            layout = torch.channels_last if network.form == "planar" else torch.channels_last_3d
-            self.network.to(memory_format=layout)  # type: ignore[call-overload]
         self.validation: list[tuple[Tensor, Tensor]] = []
         self.scores: list[dict[str, float]] = []  # of the last evaluation, case by case; of two classes
-        self.sums = torch.zeros(3)  # of this epoch's training batches: loss, hits, images
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of a raw batch: (N, 3, H, W) images on 0..255 or (N, 1, D, H, W) volumes."""
@@ -118,14 +96,6 @@ class Classification(pl.LightningModule):
         self.sums.zero_()
         self.log_dict({"train/loss": loss / count, "train/top1": hits / count}, sync_dist=True)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the sums of an epoch that is not over."""
-        checkpoint["sums"] = self.sums.tolist()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them."""
-        self.sums = torch.tensor(checkpoint["sums"])
-
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Keep logits and labels; the metrics are of the whole set, not means of batches."""
         x, label = batch
@@ -135,13 +105,9 @@ class Classification(pl.LightningModule):
         """Log the metrics of the whole validation set."""
         from ..evaluation import classification_metrics
 
-        logits, labels = (torch.cat(parts) for parts in zip(*self.validation, strict=True))
+        logits, labels = (gathered_rows(self, torch.cat(parts)) for parts in zip(*self.validation, strict=True))
         self.validation.clear()
         if logits.shape[1] == 2:
             shares = logits.softmax(1)[:, 1].tolist()
             self.scores = [{"label": y, "score": p} for y, p in zip(labels.tolist(), shares, strict=True)]
-        self.log_dict({f"val/{k}": v for k, v in classification_metrics(logits, labels).items()})
-
-    def configure_optimizers(self) -> Any:
-        """Return the optimiser with its per-step schedule."""
-        return configure(self.network, self.optimiser, self.trainer)
+        self.log_dict({f"val/{k}": v for k, v in classification_metrics(logits, labels).items()}, sync_dist=True)

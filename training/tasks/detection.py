@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...checkpoint import diagnose
 from ...errors import OptionError, SvdHubError
@@ -17,12 +16,10 @@ from ...models.detection import Detections
 from ...skeleton import shapes
 from ..data.boxes import Batch
 from ..evaluation.boxes import Measure, Truth, detection_metrics, stored
-from ..freezing import freeze as frozen_parts
-from ..freezing import hold, statistics_of
-from ..precision import guard_cpu_bf16
+from ..ranks import gathered
+from .base import Network, Task
 from .checks import check_finite
-from .classification import Network
-from .optimiser import Optimiser, configure
+from .optimiser import Optimiser
 
 ARCHITECTURE = "faster_rcnn3d"
 LOSSES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox")
@@ -107,7 +104,7 @@ def _owned(tensors: Mapping[str, Tensor], transfer: Transfer) -> dict[str, Tenso
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(NEW)}
 
 
-class Detection(pl.LightningModule):
+class Detection(Task):
     """The four losses of Faster R-CNN, added up; COCO's AP, or FROC, or both, of the evaluation split.
 
     Which anchors and proposals train is drawn by torch's generator, which `StepSeed` seeds before each step: a function
@@ -135,24 +132,14 @@ class Detection(pl.LightningModule):
         mean: float = MEAN,
         std: float = STD,
     ) -> None:
-        super().__init__()
-        self.config, self.optimiser, self.measures = network, optimiser, measures
-        self.mean, self.std = mean, std
-        self.network = guard_cpu_bf16(build_detector(network, transfer=transfer))
-        backbone: nn.Module = self.network.get_submodule("backbone")
-        if network.memory == "channels_last":  # the rest is 2D
-            backbone.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.held = [*frozen_parts(backbone, freeze), *(statistics_of(backbone) if norm_eval else [])]
-        hold(self.held)
+        # of this epoch: images, loss, its parts
+        sums, made = torch.zeros(2 + len(LOSSES), dtype=torch.float64), build_detector(network, transfer=transfer)
+        super().__init__(
+            config=network, network=made, optimiser=optimiser, sums=sums, freeze=freeze, norm_eval=norm_eval
+        )
+        self.measures, self.mean, self.std = measures, mean, std
         self.found: list[Detections] = []
         self.truth: list[Truth] = []
-        self.sums = torch.zeros(2 + len(LOSSES), dtype=torch.float64)  # of this epoch: images, loss, its parts
-
-    def train(self, mode: bool = True) -> Detection:
-        """Set the mode, but for what is held in evaluation."""
-        super().train(mode)
-        hold(self.held if hasattr(self, "held") else ())
-        return self
 
     def normalised(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Return a batch (N, 1, D, H, W) of 0..255 with mean and std taken off, and zeros again behind each image.
@@ -188,14 +175,6 @@ class Detection(pl.LightningModule):
         names = ("loss", *LOSSES)
         self.log_dict({f"train/{n}": value / count for n, value in zip(names, means, strict=True)}, sync_dist=True)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the sums of an epoch that is not over."""
-        checkpoint["sums"] = self.sums.tolist()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them."""
-        self.sums = torch.tensor(checkpoint["sums"], dtype=torch.float64)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep what was found in each image, in its stored pixels; the measures are of the whole set."""
         self.found += [stored(one, scale) for one, scale in zip(self(batch), batch.scales, strict=True)]
@@ -203,10 +182,7 @@ class Detection(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the measures of the whole evaluation split."""
-        metrics = detection_metrics(self.found, self.truth, self.measures)
+        found, truth = gathered(self, self.found), gathered(self, self.truth)
         self.found, self.truth = [], []
-        self.log_dict({f"val/{name}": value for name, value in metrics.items()})
-
-    def configure_optimizers(self) -> Any:
-        """Return the optimiser with its per-step schedule."""
-        return configure(self.network, self.optimiser, self.trainer)
+        metrics = detection_metrics(found, truth, self.measures)
+        self.log_dict({f"val/{name}": value for name, value in metrics.items()}, sync_dist=True)

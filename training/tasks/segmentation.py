@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -17,10 +16,10 @@ from ...models import build, option_names
 from ...skeleton import shapes
 from ...variable_dimension import PRETRAIN_MEAN, PRETRAIN_STD
 from ..evaluation import Triple, segmentation_metrics, sliding_window, strides
-from ..precision import guard_cpu_bf16
+from ..ranks import gathered
+from .base import Network, Task
 from .checks import check_finite
-from .classification import Network
-from .optimiser import Optimiser, configure
+from .optimiser import Optimiser
 
 Case = tuple[Tensor, Tensor, Tensor]  # (1, C, D, H, W) values, (1, D, H, W) classes, (1, K) which are annotated
 
@@ -75,7 +74,7 @@ def _continued(network: Network, found: nn.Module) -> nn.Module:
     return made
 
 
-class Segmentation(pl.LightningModule):
+class Segmentation(Task):
     """Dice and cross-entropy training on patches; Dice by organ on whole volumes, by sliding windows.
 
     Args:
@@ -87,6 +86,7 @@ class Segmentation(pl.LightningModule):
         dice_weight, ce_weight: of the two terms of the loss.
         pooled: also log Dice of all voxels of all volumes together, the paper's measure for nodules.
         pad: value of what a volume lacks to a window; None = the volume's lowest, unless the data say it.
+        freeze: parts of the backbone that keep their values, norms in evaluation: "stem", "layer1" to "layer4".
         mean, std: of the input values; the default is the official pre-training rule on 0..255.
     """
 
@@ -102,10 +102,10 @@ class Segmentation(pl.LightningModule):
         ce_weight: float = 1.0,
         pooled: bool = False,
         pad: float | None = 0.0,
+        freeze: tuple[str, ...] = (),
         mean: float = PRETRAIN_MEAN,
         std: float = PRETRAIN_STD,
     ) -> None:
-        super().__init__()
         from monai.losses import DiceCELoss
 
         if organs is None or window is None:
@@ -115,10 +115,11 @@ class Segmentation(pl.LightningModule):
                 f"{len(organs)} organs and the background are not network.options.num_classes="
                 f"{network.options.get('num_classes')}. Next: one class for each organ, and one more"
             )
-        self.config, self.optimiser, self.organs = network, optimiser, organs
-        self.window, self.overlap, self.mean, self.std = window, overlap, mean, std
+        # of this epoch's training batches: loss, patches
+        sums, made = torch.zeros(2, dtype=torch.float64), build_segmenter(network)
+        super().__init__(config=network, network=made, optimiser=optimiser, sums=sums, freeze=freeze)
+        self.organs, self.window, self.overlap, self.mean, self.std = organs, window, overlap, mean, std
         self.pad, self.pooled = pad, pooled
-        self.network = guard_cpu_bf16(build_segmenter(network))
         # Dice over the batch: a patch without an organ has none of its own
         self.loss = DiceCELoss(
             include_background=False,
@@ -130,7 +131,6 @@ class Segmentation(pl.LightningModule):
         )
         self.validation: list[tuple[np.ndarray, np.ndarray]] = []
         self.scores: list[dict[str, float]] = []  # of the last evaluation: Dice of each organ, case by case
-        self.sums = torch.zeros(2, dtype=torch.float64)  # of this epoch's training batches: loss, patches
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, K, D, H, W) of a raw batch (N, 1, D, H, W), values as the preprocessing scales them."""
@@ -151,14 +151,6 @@ class Segmentation(pl.LightningModule):
         self.sums.zero_()
         self.log("train/loss", loss / count, sync_dist=True)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the sums of an epoch that is not over."""
-        checkpoint["sums"] = self.sums.tolist()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them."""
-        self.sums = torch.tensor(checkpoint["sums"], dtype=torch.float64)
-
     def inference(self) -> dict[str, Any]:
         """Return arguments of `svd_hub.Inference`: the windows of the evaluation."""
         return {"window": list(self.window), "stride": list(strides(self.window, self.overlap))}
@@ -173,7 +165,7 @@ class Segmentation(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log Dice of each organ, the mean over the volumes that have it annotated, and the mean over organs."""
-        counts, known = (np.stack(parts) for parts in zip(*self.validation, strict=True))
+        counts, known = (np.stack(parts) for parts in zip(*gathered(self, self.validation), strict=True))
         self.validation.clear()
         metrics = segmentation_metrics(counts, known, self.organs)
         self.scores = [
@@ -182,8 +174,4 @@ class Segmentation(pl.LightningModule):
         ]
         if self.pooled:
             metrics["dice_pooled"] = float(np.nanmean(dice_of(counts.sum(0))[1:]))
-        self.log_dict({f"val/{k}": v for k, v in metrics.items()})
-
-    def configure_optimizers(self) -> Any:
-        """Return the optimiser with its per-step schedule."""
-        return configure(self.network, self.optimiser, self.trainer)
+        self.log_dict({f"val/{k}": v for k, v in metrics.items()}, sync_dist=True)
