@@ -136,7 +136,7 @@ def test_what_is_refused_is_refused_with_a_word(tmp_path: Path, nets: dict[str, 
         assert "Next: " in errors
         assert "Traceback" not in errors
         assert printed == "Research use. Not a medical device.\n"
-        assert sorted(p.name for p in (tmp_path / task).iterdir()) == ["run.json"]
+        assert sorted(p.name for p in (tmp_path / task).iterdir()) == ["results.csv", "run.json"]
 
 
 def odd(kind: str, folder: Path) -> Path:
