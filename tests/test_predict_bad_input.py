@@ -117,7 +117,7 @@ WRONG = {
     "a picture inside DICOM": "the modality of the DICOM series is|RGB",
     "MR": "of modality CT|the modality of the DICOM series is MR; allowed: CT",
     "two patients": "the folder holds files of 2 patients; allowed: one",
-    "two series": "the folder holds 2 series that could be read. Next: name one with series=",
+    "two series": "the folder holds 2 series that could be read. Next: name one with --series",
     "no DICOM": r"holds no DICOM file \(1 other file\(s\)\)",
     "spacing of a micrometre": "the spacing .* is not allowed; allowed: 0.001 to 100 mm",
 }
