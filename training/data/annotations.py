@@ -1,4 +1,7 @@
-"""Tables of true boxes: COCO's instances JSON, and NIH's DL_info.csv. What they say, checked, as `Picture`s."""
+"""Tables of true boxes: COCO's instances JSON, and NIH's DL_info.csv. What they say, checked, as `Picture`s.
+
+A picture's boxes come by their corners, in whatever order the table has them.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +67,7 @@ def _json(file: Path) -> Any:
 def _picture(
     image: Mapping[str, Any], rows: list[Mapping[str, Any]], labels: Mapping[Any, int], own_area: bool
 ) -> Picture:
+    rows = sorted(rows, key=lambda row: (row["bbox"], row["category_id"]))
     corners = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
     box_area = corners[:, 2] * corners[:, 3]
     corners[:, 2:] += corners[:, :2]
@@ -126,7 +130,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _key_slice(name: str, size: tuple[int, int], interval: float, boxes: list[list[float]]) -> Picture:
-    corners = np.array(boxes, np.float64).reshape(-1, 4)
+    corners = np.array(sorted(boxes), np.float64).reshape(-1, 4)
     sides = corners[:, 2:] - corners[:, :2]
     return Picture(
         file=name,

@@ -33,7 +33,7 @@ class BoxData(ResumableData):
         eval_size: pixels of the longer side in evaluation.
         flips: each done for half of the training images.
         splits: names of the splits for training, evaluation and test.
-        first: only so many images of each split, 0 = all.
+        first: only so many images of each split, those that its table has first; 0 = all.
         partial: True takes the images that are there and counts the others; False refuses a folder that lacks any.
         workers: loader processes.
         seed: of order and augmentation; a recipe's is `run.seed`.
@@ -111,7 +111,8 @@ class BoxData(ResumableData):
         counts: dict[str, int] = {}
         if train:
             pictures, counts = for_training(pictures)
-        pictures = pictures[: self.first or None]
+        # by name: the order of the table's rows changes no number of a run
+        pictures = sorted(pictures[: self.first or None], key=lambda picture: picture.file)
         root = self.pictures_of(split)
         sizes = {p.file: file.stat().st_size for p in pictures if (file := root / p.file).is_file()}
         found = [p for p in pictures if p.file in sizes]

@@ -50,7 +50,7 @@ def _nodule(row: dict[str, str], where: str) -> Nodule:
 
 
 def read_nodules(folder: Path) -> list[Nodule]:
-    """Return the rows of `folder/nodules.csv`.
+    """Return the rows of `folder/nodules.csv`, by name: the order of its lines changes no number of a run.
 
     Raises:
         SvdHubError: no such file or columns, a value that is no number, or a patient in two folds.
@@ -66,7 +66,7 @@ def read_nodules(folder: Path) -> list[Nodule]:
         rows = [_nodule(row, f"{file}, line {table.line_num}") for row in table]
     folds = sorted({row.fold for row in rows})
     check_leakage({f"fold {fold}": [row.patient for row in rows if row.fold == fold] for fold in folds})
-    return rows
+    return sorted(rows, key=lambda row: row.name)
 
 
 def crop_file(folder: Path, name: str, kind: str = "images") -> Path:
@@ -88,6 +88,16 @@ def read_crop(folder: Path, name: str, kind: str = "images") -> tuple[np.ndarray
     image: Any = nib.load(file)
     x, y, z = (float(s) for s in image.header.get_zooms()[:3])
     return np.asarray(image.dataobj).transpose(2, 1, 0), (z, y, x)
+
+
+def digest(folder: Path, rows: Sequence[Nodule], kinds: Sequence[str]) -> str:
+    """Return a hash of what is read of some rows, and of their crops ("images", "masks")."""
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(f"{row}".encode())
+        for kind in kinds:
+            found.update(crop_file(folder, row.name, kind).read_bytes())
+    return found.hexdigest()
 
 
 Stamp = tuple[int, int]  # size and time of a file: another content is another crop
@@ -211,11 +221,9 @@ class LidcNodules(ResumableData):
 
     def fingerprint(self) -> dict[str, object]:
         """Return what identifies the data of this run."""
-        folder = Path(self.folder or ".")
-        digest = hashlib.sha256((folder / "nodules.csv").read_bytes())
-        for row in self._rows([*self.train_folds, *self.val_folds]):
-            digest.update(crop_file(folder, row.name).read_bytes())
-        return {"sha256": digest.hexdigest(), "train_folds": self.train_folds, "val_folds": self.val_folds}
+        rows = self._rows([*self.train_folds, *self.val_folds])
+        found = digest(Path(self.folder or "."), rows, ("images",))
+        return {"sha256": found, "train_folds": self.train_folds, "val_folds": self.val_folds}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the shuffled, augmented batches."""

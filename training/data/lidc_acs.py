@@ -107,9 +107,14 @@ def read_split(folder: Path, split: Split = "checked") -> dict[str, tuple[Readin
     return found
 
 
+def by_name(readings: Sequence[Reading]) -> list[Reading]:
+    """Return the readings by name, as often as they are there: the order of a list changes no number of a run."""
+    return sorted(readings, key=lambda reading: reading.name)
+
+
 def two_classes(readings: Sequence[Reading]) -> list[Reading]:
     """Return each nodule once, without those that are undecided: what the official classification trains on."""
-    return [reading for reading in dict.fromkeys(readings) if reading.label >= 0]
+    return [reading for reading in dict.fromkeys(by_name(readings)) if reading.label >= 0]
 
 
 def read_nodule(folder: Path, name: str, *arrays: str) -> tuple[np.ndarray, ...]:
@@ -179,11 +184,13 @@ def check_sides(size: int, move: int) -> None:
         raise OptionError(f"size={size}, move={move} are not allowed; allowed: size + 2 * move up to {SIDE}")
 
 
-def digest(folder: Path, names: Sequence[str]) -> str:
-    """Return a hash of the two tables and of the nodules' files."""
+def digest(folder: Path, *parts: Sequence[Reading]) -> str:
+    """Return a hash of what is read of the parts of a split, and of their nodules' files."""
     found = hashlib.sha256()
-    for file in (folder / SPLIT, folder / INFO, *(folder / "nodule" / f"{name}.npz" for name in dict.fromkeys(names))):
-        found.update(hashlib.sha256(file.read_bytes()).digest())
+    for k, part in enumerate(parts):
+        for reading in part:
+            found.update(f"{k} {reading}".encode())
+            found.update((folder / "nodule" / f"{reading.name}.npz").read_bytes())
     return found.hexdigest()
 
 
@@ -263,9 +270,12 @@ class AcsNodules(ResumableData):
     def fingerprint(self) -> dict[str, object]:
         """Return what identifies the data of this run."""
         rows = self.rows()
-        names = [row.name for key in rows for row in rows[key]]
         counts = {key: [sum(row.label == k for row in found) for k in (0, 1)] for key, found in rows.items()}
-        return {"sha256": digest(self.root, names), "split": self.split, "benign_malignant": counts}
+        return {
+            "sha256": digest(self.root, rows["train"], rows["test"]),
+            "split": self.split,
+            "benign_malignant": counts,
+        }
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the shuffled, turned batches."""

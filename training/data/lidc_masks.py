@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -215,11 +214,10 @@ class LidcMasks(MaskedNodules):
 
     def fingerprint(self) -> dict[str, object]:
         """Return what identifies the data of this run."""
-        digest = hashlib.sha256((self.root / "nodules.csv").read_bytes())
-        for name in [*self.names(train=True), *self.names(train=False)]:
-            for kind in ("images", "masks"):
-                digest.update(lidc.crop_file(self.root, name, kind).read_bytes())
-        return {"sha256": digest.hexdigest(), "train_folds": self.folds[True], "val_folds": self.folds[False]}
+        used = {*self.folds[True], *self.folds[False]}
+        rows = [row for row in lidc.read_nodules(self.root) if row.fold in used]
+        found = lidc.digest(self.root, rows, ("images", "masks"))
+        return {"sha256": found, "train_folds": self.folds[True], "val_folds": self.folds[False]}
 
 
 class AcsMasks(MaskedNodules):
@@ -253,8 +251,11 @@ class AcsMasks(MaskedNodules):
         self.split = split
 
     def names(self, *, train: bool) -> list[str]:
-        """Return the nodules of the split."""
-        found = [row.name for row in lidc_acs.read_split(self.root, self.split)["train" if train else "test"]]
+        """Return the nodules of the split, by name."""
+        return [row.name for row in self._readings(train=train)]
+
+    def _readings(self, *, train: bool) -> list[lidc_acs.Reading]:
+        found = lidc_acs.by_name(lidc_acs.read_split(self.root, self.split)["train" if train else "test"])
         return found if self.split == "official" else list(dict.fromkeys(found))
 
     def image(self, name: str) -> dict[str, Any]:
@@ -270,6 +271,6 @@ class AcsMasks(MaskedNodules):
 
     def fingerprint(self) -> dict[str, object]:
         """Return what identifies the data of this run."""
-        names = {train: self.names(train=train) for train in (True, False)}
-        found = lidc_acs.digest(self.root, [*names[True], *names[False]])
-        return {"sha256": found, "split": self.split, "nodules": [len(names[True]), len(names[False])]}
+        rows = {train: self._readings(train=train) for train in (True, False)}
+        found = lidc_acs.digest(self.root, rows[True], rows[False])
+        return {"sha256": found, "split": self.split, "nodules": [len(rows[True]), len(rows[False])]}
