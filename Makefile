@@ -34,10 +34,10 @@ wheel: .venv/.test
 	rm -f build.log
 	$(BIN)/python tests/wheel_check.py dist
 
+tools: .tools/tensorrt-10.16/.made .tools/tensorrt-11.4/.made .tools/triton/.made
+
 # Two releases of TensorRT's Python bindings (3 MB) with a stub for its libraries, which come from NVIDIA's own index:
 # what export/tensorrt calls is checked against them. No engine can be built with them.
-tools: .tools/tensorrt-10.16/.made .tools/tensorrt-11.4/.made
-
 .tools/tensorrt-%/.made: tools/tensorrt-%.txt tools/tensorrt_stub.c | .venv/pip
 	rm -rf $(@D)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
@@ -45,6 +45,13 @@ tools: .tools/tensorrt-10.16/.made .tools/tensorrt-11.4/.made
 	for name in nvinfer nvinfer_plugin nvonnxparser; do \
 		$(CC) -shared -fPIC -o $(@D)/tensorrt_bindings/lib$$name.so.$(firstword $(subst ., ,$*)) tools/tensorrt_stub.c \
 		|| exit 1; done
+	touch $@
+
+# A real Triton server (55 MB, 144 unpacked), for svd-hub serve-check and its tests. Nothing of the wheel is imported.
+.tools/triton/.made: tools/triton.txt | .venv/pip
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+		--target $(@D) -r $<
 	touch $@
 
 .venv/pip:

@@ -50,8 +50,8 @@ class Artifact:
 
     @property
     def model(self) -> Path:
-        """The file that a server is pointed to."""
-        return self.folder / self.format.model
+        """The file with the network; where it has no fixed name, the manifest says which it is."""
+        return self.folder / self.manifest["built"].get("model", self.format.model)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def beside(target: Path, *, overwrite: bool) -> Iterator[Path]:
         raise SvdHubError(f"cannot write {target}: {error.strerror}. Next: choose another --out") from error
     try:
         yield made
-        for path in made.iterdir():
+        for path in made.rglob("*"):
             _sync(path)
         _refuse_taken(target, overwrite=overwrite)  # another process may have been faster
         old = target.with_name(f"{made.name}.old")
@@ -167,7 +167,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def seal(folder: Path, manifest: Mapping[str, Any]) -> Artifact:
     """Write the manifest of a folder whose files are all there, with their hashes."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if name != MANIFEST]
     files = {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
     together = "".join(f"{told['sha256']}  {name}\n" for name, told in files.items())
     whole = {

@@ -12,12 +12,15 @@ from typer.core import TyperGroup
 
 from ..errors import OptionError
 from .formats import AXES, FORMATS, PRECISIONS, matrix
+from .triton.commands import register as register_triton
 
 RUN = "run"
 
 
 class _RunsByDefault(TyperGroup):
     """`svd-hub export ENTRY ...` is `svd-hub export run ENTRY ...`."""
+
+    default = RUN  # whose options a message means
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
@@ -54,12 +57,16 @@ def run(
     calibration: Annotated[
         Path | None, typer.Option(help="int8: a folder of images as predict reads them, or of .npy arrays.")
     ] = None,
-    features: Annotated[bool, typer.Option(help="The pyramid, without a head.")] = False,
+    features: Annotated[bool, typer.Option("--features", help="The pyramid, without a head.")] = False,
     opset: Annotated[int | None, typer.Option(help="Of ONNX; default 20, for bf16 22.")] = None,
     setting: Annotated[list[str], typer.Option("--set", help=_SET)] = [],  # noqa: B006
-    keep_failing: Annotated[bool, typer.Option(help="Write it even if it differs by more than is allowed.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an artifact that is there.")] = False,
-    accept_licence: Annotated[bool, typer.Option(help="Consent to a licence that asks for it.")] = False,
+    keep_failing: Annotated[
+        bool, typer.Option("--keep-failing", help="Write it even if it differs by more than is allowed.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there.")] = False,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Consent to a licence that asks for it.")
+    ] = False,
 ) -> None:
     """Export, and measure that the artifact computes what the network does; where it does not, nothing is written."""
     from .exporting import export
@@ -95,8 +102,10 @@ def engine_command(
         typer.Option(help="An engine of the same graph, built with --set refit: only weights are exchanged."),
     ] = None,
     model: Annotated[str, typer.Option(help="Its network, a name or file; default by the name in the manifest.")] = "",
-    keep_failing: Annotated[bool, typer.Option(help="Write it even if it differs by more than is allowed.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an artifact that is there.")] = False,
+    keep_failing: Annotated[
+        bool, typer.Option("--keep-failing", help="Write it even if it differs by more than is allowed.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there.")] = False,
 ) -> None:
     """Build a TensorRT engine for this machine's GPU from the ONNX graph of an artifact, and measure it."""
     from .tensorrt.artifacts import engine
@@ -186,6 +195,8 @@ def _echo_made(folder: Path, told: Mapping[str, Any]) -> None:
     typer.echo(f"{folder}: {told['entry']} as {told['format']} {told['precision']}, {size:,} bytes")
     for line in _parity_lines(told["parity"]):
         typer.echo(line)
+    if note := told["built"].get("note"):
+        typer.echo(f"note: {note}")
 
 
 def _sides(option: str, text: str) -> tuple[int, ...] | None:
@@ -212,5 +223,6 @@ def _parity_lines(told: dict[str, Any]) -> list[str]:
 
 
 def register(to: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the commands to the application."""
     to.add_typer(app)
+    register_triton(to)

@@ -119,7 +119,7 @@ def open_runner(row: Format, precision: str, folder: Path) -> tuple[Runner | Non
     """Return what runs an artifact on this machine's CPU, None where nothing does, and what is to be said of it."""
     if precision not in row.unrun:
         return runner_of(row)(folder), ""
-    if row.name == "onnx" and find_spec("openvino") is not None:
+    if row.runner == "run_onnx:Runner" and find_spec("openvino") is not None:
         from .run_openvino import Runner as OpenVINO
 
         return OpenVINO(folder), f"run by OpenVINO: {row.precisions[precision]}"

@@ -30,7 +30,7 @@ class Format:
         summary: what it is, in a line.
         build: "module:function" of this package that writes its files; see `contract.Builder`.
         runner: "module:Class" that runs them; see `contract.Runner`.
-        model: the file that a server is pointed to.
+        model: the file or folder that a server is pointed to.
         precisions: what it can be made in -> what runs that. One that no CPU runs is built and checked, and not run.
         unrun: the precisions of these that the runner here cannot run on a CPU.
         kinds: of networks, some of `KINDS`.
@@ -110,7 +110,8 @@ _ROWS = (
     ),
     Format(
         name="tensorrt",
-        summary="an engine for one kind of NVIDIA GPU and one release of TensorRT, built where it will run",
+        summary="an engine for one kind of NVIDIA GPU and one release of TensorRT, built where it will run; this "
+        "project has had no machine to build one on, so it is checked against TensorRT's bindings only",
         build="tensorrt.artifacts:build",
         runner="tensorrt.artifacts:Runner",
         model="model.plan",
@@ -126,6 +127,23 @@ _ROWS = (
                 "timing_cache": "no = measure every kernel anew",
             }
         ),
+    ),
+    Format(
+        name="triton",
+        summary="a model repository for Triton: the network, and a model that answers whole images as predict does",
+        build="triton.repository:build",
+        runner="run_onnx:Runner",
+        model=".",
+        precisions=MappingProxyType(
+            {
+                "fp32": "Triton with the onnxruntime backend on CPU and GPU, or the tensorrt backend",
+                "fp16": "Triton on GPU (on CPUs as fp32)",
+                "bf16": "Triton with the tensorrt backend, or onnxruntime on GPU; not on CPUs",
+                "int8": "Triton with the onnxruntime backend on CPU and GPU, or the tensorrt backend",
+            }
+        ),
+        unrun=frozenset({"bf16"}),
+        extra="onnx",
     ),
 )
 FORMATS: Mapping[str, Format] = MappingProxyType({row.name: row for row in _ROWS})

@@ -122,7 +122,7 @@ def measure(
         cases.append(compare(run(volume), wanted, kind=network.kind, precision=precision, volume=volume))
     return Report(
         runner=runner,
-        measure=_measure_of(network.kind, network.source),
+        measure=measure_of(network.kind, cases),
         tolerance=TOLERANCES[network.norm, precision],
         least_agreement=AGREEMENT[precision],
         cases=tuple(cases),
@@ -163,8 +163,9 @@ def relative(found: np.ndarray, wanted: np.ndarray) -> float:
     return error if np.isfinite(error) else float("inf")
 
 
-def _measure_of(kind: str, source: Any) -> str:
-    if kind == "map" and source.num_classes < 2:
+def measure_of(kind: str, cases: Sequence[Case]) -> str:
+    """Return the word for the task's own measure, "" where no case has one."""
+    if all(case.agreement is None for case in cases):
         return ""
     return {"logits": "class", "map": "dice", "detections": "boxes"}.get(kind, "")
 

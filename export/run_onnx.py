@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 CPU = "CPUExecutionProvider"
+FORMATS = ("onnx", "triton")  # a repository holds the same file
 SHORT = {"cpu": CPU, "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -30,7 +31,7 @@ class Runner:
     """A session on one provider, which is the one that was asked for or an error.
 
     Args:
-        folder: an artifact of the format "onnx".
+        folder: an artifact of one of `FORMATS`.
         provider: "cpu" | "cuda" | "tensorrt", or a provider's own name.
         threads: within an operator; None = ONNX Runtime's choice, all cores.
         check: hash the files first.
@@ -55,8 +56,10 @@ class Runner:
         **options: Any,
     ) -> None:
         self.artifact = artifact.read(folder)
-        if self.artifact.format.name != "onnx":
-            raise OptionError(f"{folder} is a {self.artifact.format.name}; allowed: onnx. Next: its own runner")
+        if self.artifact.format.name not in FORMATS:
+            raise OptionError(
+                f"{folder} is a {self.artifact.format.name}; allowed: {', '.join(FORMATS)}. Next: its own runner"
+            )
         if check:
             artifact.check(self.artifact)
         runtime = import_runtime()

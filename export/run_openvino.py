@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 # The arithmetic of a CPU for the precision of an artifact: fp16 is how numbers are stored, int8 is in the graph.
 HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
 GPU_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "f16", "int8": "f16"}
-FORMATS = ("openvino", "onnx")  # it reads both
+FORMATS = ("openvino", "onnx", "triton")  # it reads the file of each
 
 
 class Runner:
     """A compiled model on one device.
 
     Args:
-        folder: an artifact of the format "openvino", or "onnx".
+        folder: an artifact of one of `FORMATS`.
         device: "CPU", "GPU", ... as OpenVINO names them.
         threads: None = OpenVINO's choice, all cores.
         check: hash the files first.

@@ -89,7 +89,7 @@ def held(found: Artifact, run: Runner | None, network: Network | None, *, note: 
         )
     if network is None or run is None:
         return Verified(golden=golden, parity=None, note=why or note)
-    profile = _profile(found, network)
+    profile = profile_of(found, network)
     volumes = inputs.samples(profile.cases, getattr(network.source, "preprocess", None))
     if found.precision == "int8":  # what lies outside of what it was calibrated with is no fair question
         return Verified(golden=golden, parity=None, note="int8 is verified by its golden pair, cut from its own data")
@@ -125,7 +125,8 @@ def original(found: Artifact, model: Any, options: Mapping[str, Any]) -> tuple[N
     return network, ""
 
 
-def _profile(found: Artifact, network: Network) -> Profile:
+def profile_of(found: Artifact, network: Network) -> Profile:
+    """Return the profile that an artifact was made with."""
     told = found.manifest["profile"]
     return make_profile(
         network.source,

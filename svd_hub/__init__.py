@@ -38,6 +38,7 @@ _DOOR = {
     "restore_depth": "variable_dimension",
     "GroupTransform": "variable_dimension",
 }
+_ROOMS = ("errors", "export", "metrics", "ops", "predict", "training", "volume")  # svd_hub.volume.read(...) at once
 __all__ = ["__version__", *_DOOR]
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _DOOR:
         raise AttributeError(f"module 'svd_hub' has no attribute {name!r}; it has: {', '.join(sorted(__all__))}")
     value = getattr(importlib.import_module(f".{_DOOR[name]}", __name__), name)
@@ -69,4 +72,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted((*__all__, *_ROOMS))

@@ -65,9 +65,15 @@ def _stored_line(entry: Entry) -> str:
     return "; ".join(words) or ", ".join(f"{k}={v!r}" for k, v in entry.stored.items())
 
 
+def _classes_line(entry: Entry) -> str:
+    shown = ", ".join(entry.classes[:20])
+    return f"{len(entry.classes)}: {shown}{', ...' if len(entry.classes) > 20 else ''}"
+
+
 def render(entry: Entry) -> str:
     """Return the card of an entry."""
     source = entry.source
+    own = entry.loadable and source.kind == "none"  # a file of the user's own, which says nothing of these
     hash_words = (
         "not known" if not source.sha256 else source.sha256 + (" (a prefix)" if len(source.sha256) < 64 else "")
     )
@@ -89,19 +95,23 @@ def render(entry: Entry) -> str:
         f"| architecture | {f'{entry.architecture} ({options})' if entry.architecture else 'none of this hub'} |",
         *([f"| backbone | {entry.backbone} |"] if entry.backbone else []),
         *([f"| parameters | {entry.parameters:,} |"] if entry.parameters else []),
+        *([f"| classes | {_classes_line(entry)} |"] if entry.classes else []),
         *([f"| in the file | {_stored_line(entry)} |"] if entry.stored else []),
         f"| task | {entry.task} |",
         f"| outputs | {entry.outputs or 'see the architecture'} |",
         f"| status | {entry.status}: {STATUS_WORDS[entry.status]} |",
-        f"| checked | {opened} |",
+        *([f"| checked | {opened} |"] if not own else []),
         f"| trained on | {entry.trained_on or 'not stated'} |",
         f"| licence | {licence} |",
-        f"| may be re-hosted | {'yes' if entry.rehost else 'no'} |",
-        f"| source | {source_line(entry)} |",
-        f"| sha256 | {hash_words} |",
-        f"| size | {f'{source.size:,} bytes' if source.size else 'not known'} |",
-        f"| recipe | {_recipe_line(entry)} |",
     ]
+    if not own:
+        lines += [
+            f"| may be re-hosted | {'yes' if entry.rehost else 'no'} |",
+            f"| source | {source_line(entry)} |",
+            f"| sha256 | {hash_words} |",
+            f"| size | {f'{source.size:,} bytes' if source.size else 'not known'} |",
+            f"| recipe | {_recipe_line(entry)} |",
+        ]
     if entry.reason:
         lines += ["", f"**Why there are no weights:** {entry.reason}"]
     lines += ["", *_preprocessing(entry)]

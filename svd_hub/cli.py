@@ -18,7 +18,8 @@ from rich.table import Table
 
 from . import __version__
 from .catalog import Entry, all_entries, get_entry, list_entries
-from .errors import OptionError, SvdHubError
+from .errors import OptionError, SvdHubError, nearest
+from .spoken import in_options
 
 if TYPE_CHECKING:
     from .survey import Finding
@@ -28,6 +29,7 @@ app = typer.Typer(
     help="Verified pretrained 3D networks for medical images, by name.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # the boxes of rich would say <bool> after every flag
     pretty_exceptions_enable=False,
 )
 # soft_wrap: a path or a message is never cut in two. 160: the width of a table in a pipe.
@@ -40,6 +42,7 @@ COMMANDS = {
     "export": "svd_hub.export.commands",
 }
 
+OWN = "a .safetensors file of your own, or a run's folder"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -137,6 +140,8 @@ def list_command(
         typer.echo(json.dumps([_fact(e) for e in entries], indent=1))
         return
     caption = f"{len(entries)} of {len(all_entries())} entries. Next: svd-hub info NAME"
+    if not entries and not list_entries(pattern):
+        caption = f"no name has {pattern!r} in it; nearest: {nearest(pattern, all_entries())}\n{caption}"
     _show(_choice(entries, f"{GET_WORDS}\n{caption}") if compatible else _overview(entries, caption))
 
 
@@ -168,10 +173,27 @@ def _choice(entries: list[Entry], caption: str) -> Table:
     return table
 
 
+def _is_own(name: str) -> bool:
+    """Return whether a name means a file or folder of the user's own."""
+    return name not in all_entries() and (name.endswith(".safetensors") or Path(name).exists())
+
+
+def _entry(name: str) -> Entry:
+    """Return an entry, or what a file of the user's own says of itself, which takes torch."""
+    if not _is_own(name):
+        return get_entry(name)
+    from .saved import entry_of_file, file_of
+
+    return entry_of_file(file_of(Path(name)))
+
+
 @app.command()
-def info(name: str, as_json: Json = False) -> None:
+def info(
+    name: Annotated[str, typer.Argument(help=f"An entry, {OWN}.")],
+    as_json: Json = False,
+) -> None:
     """Show the card of an entry: what it is, where it comes from, its licence and its preprocessing."""
-    entry = get_entry(name)
+    entry = _entry(name)
     if as_json:
         facts = dataclasses.asdict(entry)
         facts["preprocess"] = facts.pop("preprocess_data")
@@ -194,7 +216,9 @@ def fetch(
     report: Annotated[
         Path | None, typer.Option(help="Write here, after each entry, what was found: JSON, nothing of this machine.")
     ] = None,
-    accept_licence: Annotated[bool, typer.Option(help="Consent to every licence that asks for it.")] = False,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Consent to every licence that asks for it.")
+    ] = False,
 ) -> None:
     """Bring entries to this machine, verified and converted, so that later loads open no socket.
 
@@ -259,13 +283,18 @@ def _tell_terms(name: str) -> None:
 
 @app.command()
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(help="Entries; none = all that are here.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help=f"Entries, {OWN}; none = all that are here.")] = None,
 ) -> None:
-    """Hash the files on this machine again. Exit code 1 where one is damaged."""
+    """Hash the files on this machine again, and read your own. Exit code 1 where one is damaged."""
     from . import store
 
     bundled = [entry for entry in all_entries().values() if entry.source.kind == "bundled"]
-    results = store.verify([get_entry(n) for n in names] if names else bundled)
+    own = [name for name in names or () if _is_own(name)]
+    results = store.verify([get_entry(n) for n in names if n not in own] if names else bundled)
+    if own:
+        from .saved import file_of, verify_file
+
+        results += [verify_file(file_of(Path(name))) for name in own]
     results += [] if names else store.verify()
     for result in results:
         style = {"ok": "green", "absent": "dim"}.get(result.state, "red")
@@ -277,7 +306,9 @@ def verify(
 
 @app.command()
 def convert(
-    name: str, file: Path, to: Annotated[Path | None, typer.Option(help="Write it here instead.")] = None
+    name: Annotated[str, typer.Argument(help="The entry that the checkpoint belongs to.")],
+    file: Annotated[Path, typer.Argument(help="The checkpoint, as its authors published it.")],
+    to: Annotated[Path | None, typer.Option(help="Write it here instead.")] = None,
 ) -> None:
     """Check and convert a checkpoint on disk as the one of NAME, and put it into the cache."""
     from .canonical import convert_file
@@ -288,7 +319,9 @@ def convert(
 
 @app.command()
 def cache(
-    clean: Annotated[bool, typer.Option(help="Remove what was downloaded; it can be fetched again.")] = False,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove what was downloaded; it can be fetched again.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Only this entry.")] = None,
 ) -> None:
     """Show where the cache is and what it holds; with --clean, empty it."""
@@ -330,13 +363,22 @@ def _add_commands() -> None:
                 raise
 
 
+def _asked() -> Any:
+    """Return the command that was typed, None where there is none of that name."""
+    found: Any = typer.main.get_command(app)
+    for word in sys.argv[1:]:
+        commands = getattr(found, "commands", {})
+        found = commands.get(word, commands.get(getattr(found, "default", ""), found))
+    return found
+
+
 def _complain(error: object, word: str = "error") -> None:
-    err.print(f"{word}: {error}", style="red" if word == "error" else "yellow", markup=False)
+    err.print(f"{word}: {in_options(str(error), _asked())}", style="red" if word == "error" else "yellow", markup=False)
 
 
 def main() -> None:
     """Run the command; an error of ours is one red paragraph and exit code 1, Ctrl-C is 130."""
-    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"note: {in_options(str(message), _asked())}\n"
     _add_commands()
     try:
         app()

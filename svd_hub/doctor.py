@@ -6,6 +6,7 @@ import platform
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from packaging.version import Version
 
@@ -57,11 +58,19 @@ def examine() -> list[Finding]:
         findings.append(Finding(name, found or "missing", "" if found else f"pip install {name}", not found))
     for extra, names in EXTRAS.items():
         missing = [n for n in names if not _version(n)]
-        found = ", ".join(f"{n} {_version(n)}" for n in names if n not in missing) or "-"
-        findings.append(Finding(f"[{extra}]", found, f'pip install "svd-hub[{extra}]"' if missing else ""))
+        words = [", ".join(f"{n} {_version(n)}" for n in names if n not in missing)]
+        words.append(f"missing: {', '.join(missing)}" if missing else "")
+        findings.append(Finding(f"[{extra}]", "; ".join(filter(None, words)), _install(extra) if missing else ""))
     findings += _hazards(torch)
     findings.append(_cache())
     return findings
+
+
+def _install(extra: str) -> str:
+    """Return the command that installs an extra: in a checkout with its constraints, under which it was tested."""
+    if (Path(__file__).resolve().parent.parent / "constraints.txt").is_file():
+        return f'in the checkout: pip install -c constraints.txt -e ".[{extra}]"'
+    return f'pip install "svd-hub[{extra}]"'
 
 
 def _hazards(torch: str) -> list[Finding]:

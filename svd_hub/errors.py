@@ -56,7 +56,7 @@ class MissingExtraError(SvdHubError, ImportError):
 
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> str:
     """Return a readable list of the `count` allowed names closest to `name` ("none" if there are none)."""
-    close = difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.4)
+    close = difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.5)
     return ", ".join(close) if close else "none"
 
 

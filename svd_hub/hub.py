@@ -15,7 +15,7 @@ from torch import Tensor
 from . import checkpoint, consent, models, saved
 from .adapt import CHANNEL_RULES, adapt, plain, values_that_fit
 from .canonical import cached_or_fetched, convert
-from .catalog import NOT_STATED, Entry, get_entry
+from .catalog import NOT_STATED, Entry, all_entries, get_entry
 from .consent import LicenceWarning as LicenceWarning
 from .diagnosis import some
 from .errors import (
@@ -76,7 +76,7 @@ def load(
     """Return a verified network, in eval mode, as it was trained unless asked otherwise.
 
     Args:
-        name_or_path: a name of the catalogue, or a `.safetensors` file that `save` wrote.
+        name_or_path: a name of the catalogue, a `.safetensors` file that `save` wrote, or the folder of a finished run.
         weights: "default"; None = random, asked for; or a file: ours, or the upstream checkpoint as its authors
             published it.
         num_classes: another number than the weights' gives a new head, 0 no head; None = as trained.
@@ -91,7 +91,8 @@ def load(
         **options: further arguments of the architecture that do not change its weights.
 
     Returns:
-        The model; it carries `.entry`, `.preprocess`, `.inference` and `.options`.
+        The model; it carries `.entry`, `.preprocess`, `.inference`, `.options` and `.classes` (() where its outputs
+        have no names).
 
     Raises:
         UnknownEntryError, OptionError, WeightsUnavailableError, LicenceError, DownloadError, IntegrityError,
@@ -138,10 +139,15 @@ def load(
     model.eval()
     own = in_channels is None and wanted.get("in_channels") == entry.options.get("in_channels")
     channels = entry.preprocess.channels if own else wanted["in_channels"]
-    model.entry, model.options = entry, wanted
+    model.entry, model.options, model.classes = entry, wanted, _classes(entry, wanted)
     model.preprocess = dataclasses.replace(entry.preprocess, channels=channels)
     model.inference = entry.inference
     return (model, report) if return_report else model
+
+
+def _classes(entry: Entry, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of a network's outputs; a new head has none."""
+    return entry.classes if len(entry.classes) == options.get("num_classes") else ()
 
 
 def _as_path(name_or_path: str | os.PathLike[str]) -> Path | None:
@@ -151,14 +157,16 @@ def _as_path(name_or_path: str | os.PathLike[str]) -> Path | None:
         or os.sep in text
         or text.endswith((".safetensors", ".pth", ".pt", ".ckpt"))
     ):
-        return Path(text)
+        return saved.file_of(Path(text))
+    if text not in all_entries() and (Path(text) / saved.TRAINED).is_file():
+        return saved.file_of(Path(text))
     return None
 
 
 def _file_of(weights: object) -> Path:
     if not isinstance(weights, str | os.PathLike):
         raise OptionError(f"weights={weights!r} is not allowed; allowed: 'default', None (random), or a file")
-    return Path(weights)
+    return saved.file_of(Path(weights))
 
 
 def _random(entry: Entry, options: Mapping[str, Any]) -> tuple[Backbone, LoadReport]:

@@ -8,13 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import checkpoint, models
 from .adapt import plain, values_that_fit
 from .catalog import NOT_STATED, Entry, all_entries, all_licences
 from .errors import CheckpointError, OptionError, SvdHubError
+from .files import sha256_of
 from .skeleton import shapes, skeleton
+from .store import Verified
+
+SUFFIX, TRAINED = ".safetensors", "model.safetensors"  # of our files, and what a finished run calls its network
+EXPORTED = "manifest.json"  # in every folder that `svd-hub export` writes
 
 # ---- writing -------------------------------------------------------------------------------------------------------
 
@@ -63,7 +69,7 @@ def write_out(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, An
         OptionError: another ending than `.safetensors`.
         SvdHubError: the folder is missing, read-only or full.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix != SUFFIX:
         raise OptionError(f"path={str(path)!r} is not allowed; allowed: a name that ends with .safetensors")
     try:
         checkpoint.write(path, tensors, record)
@@ -98,6 +104,45 @@ def _geometry(network: nn.Module) -> dict[str, list[str]]:
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def file_of(place: Path) -> Path:
+    """Return the weights' file that a path means: of a run's folder its network, else the path itself.
+
+    Raises:
+        CheckpointError: what `svd-hub export` wrote, which is no file of a network any more, or a folder without one.
+    """
+    folder = place if place.is_dir() else place.parent
+    if place.suffix != SUFFIX and (folder / EXPORTED).is_file():
+        raise CheckpointError(
+            f"{place} is an export, for an inference server; allowed: a name, a .safetensors file or a run's folder. "
+            "Next: give the network that it was exported from; svd-hub export verify runs the export"
+        )
+    if not place.is_dir():
+        return place
+    if not (place / TRAINED).is_file():
+        raise CheckpointError(
+            f"{place} holds no {TRAINED}; allowed: the folder of a finished run. Next: svd-hub train --resume {place}, "
+            "or give the file"
+        )
+    return place / TRAINED
+
+
+def verify_file(file: Path) -> Verified:
+    """Read a file of ours whole and hold its tensors against the network that its record builds.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not one of ours.
+    """
+    entry = entry_of_file(file)
+    tensors, wanted = checkpoint.read(file).tensors, shapes(skeleton(entry.architecture, entry.options).state_dict())
+    odd = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    note = f"sha256 {sha256_of(file)}, {len(tensors)} tensors of a {entry.architecture}"
+    if shapes(tensors) != wanted:
+        return Verified(entry=str(file), path=file, state="damaged", note=checkpoint.diagnose(tensors, wanted))
+    if odd:
+        return Verified(entry=str(file), path=file, state="damaged", note=f"{len(odd)} tensors hold NaN or infinity")
+    return Verified(entry=str(file), path=file, state="ok", note=note)
 
 
 def own_record(file: Path) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def task_model(
     _fill(network, backbone, entry)
     network.train(backbone.training)
     network.options, network.preprocess, network.inference = asked, preprocess, Inference()
+    network.classes = tuple(classes)
     network.entry = dataclasses.replace(
         entry,
         summary=f"{architecture} on {entry.name}",

@@ -118,8 +118,16 @@ class Change:
     after: dict[str, Any]
 
     def __str__(self) -> str:
-        parts = (f"{key} {self.before[key]} -> {value}" for key, value in self.after.items())
+        parts = (f"{key} {_difference(self.before[key], value)}" for key, value in self.after.items())
         return f"{self.name or '<root>'} ({self.kind}): {', '.join(parts)}"
+
+
+def _difference(before: Any, after: Any) -> str:
+    """Return what changed in words; of a pyramid's description only the levels' strides that did."""
+    if not isinstance(before, tuple) or not all(hasattr(level, "stride") for level in before):
+        return f"{before} -> {after}"
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+    return ", ".join(f"{a.name} {a.stride} -> {b.stride}" for a, b in pairs)
 
 
 @dataclass(frozen=True)

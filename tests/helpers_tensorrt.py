@@ -364,6 +364,9 @@ class Cuda:
     def current_stream(self, device: Any) -> Stream:
         return self.current
 
+    def device(self, device: Any) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
+
     def stream(self, stream: Stream) -> contextlib.nullcontext[None]:
         return contextlib.nullcontext()
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From below to above: a room imports from the lines before its own. Rooms of later issues have their place already.
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("files", "images", "card", "four_axes", "sniffing", "diagnosis", "ops", "metrics", "weights"),
+    ("files", "images", "spoken", "card", "four_axes", "sniffing", "diagnosis", "ops", "metrics", "weights"),
     ("preprocess", "functional_calls", "inference"),
     ("entry", "prepared"),
     ("catalog", "pickles", "transport", "volume"),

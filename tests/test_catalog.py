@@ -122,7 +122,8 @@ def test_entry_is_consistent(entry: Entry) -> None:
     assert (entry.terms is not None) == (entry.licence in LICENCES)
     assert entry.inflation in INFLATIONS
     if entry.status == "ours":
-        assert source.kind in ("bundled", "mirror") and len(source.sha256) == 64
+        assert source.kind in ("bundled", "mirror")
+        assert len(source.sha256) == 64
         assert source.size > 0
         assert entry.recipe
         assert entry.checked == "file"

@@ -68,11 +68,13 @@ def test_list_filters(run: Run) -> None:
     assert json.loads(run("list", "--licence", "NOT STATED", "--json")[1]) != []
     code, out, _ = run("list", "nothing")
     assert code == 0
-    assert "0 of" in out
+    assert "no name has 'nothing' in it; nearest: " in out
+    assert "nearest: unet3d18w16_ctorgans" in run("list", "unet3dw16_ctorgans")[1]
+    assert "nearest" not in run("list", "unet", "--status", "unavailable")[1], "there are such names"
     assert json.loads(run("list", "nothing", "--json")[1]) == []
     code, out, err = run("list", "--status", "recipes")
     assert (code, out) == (1, "")
-    assert "status='recipes' is not allowed; allowed: 'ours'" in err
+    assert "--status recipes is not allowed; allowed: 'ours'" in err
 
 
 def test_list_compatible(run: Run, shelf: Shelf) -> None:
@@ -113,7 +115,7 @@ def test_list_compatible(run: Run, shelf: Shelf) -> None:
     assert [fact["name"] for fact in json.loads(run("list", "s*", "--compatible", "tiny10", "--json")[1])] == ["seen"]
     code, out, err = run("list", "--compatible", "tiny1")
     assert (code, out) == (1, "")
-    assert "compatible='tiny1' is not allowed; nearest: tiny1" in err
+    assert "--compatible tiny1 is not allowed; nearest: tiny1" in err
 
 
 def test_list_compatible_of_every_backbone(run: Run) -> None:
@@ -510,7 +512,7 @@ def test_doctor_knows_the_hazards(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(broken.values())
     monkeypatch.setattr(doctor, "_version", lambda name: "2.13.0" if name in ("torch", "numpy") else "")
     missing = {f.what: f.next for f in doctor.examine() if f.next}
-    assert missing["[volume]"] == 'pip install "svd-hub[volume]"'
+    assert missing["[volume]"] == 'in the checkout: pip install -c constraints.txt -e ".[volume]"'
 
 
 def test_doctor_s_extras_are_the_project_s() -> None:
@@ -554,3 +556,42 @@ def test_fetch_takes_names(run: Run, tmp_path: Path) -> None:
     code, _, err = run("fetch", path)
     assert code == 1
     assert "no entry" in err
+
+
+def test_no_flag_asks_for_a_value_and_none_is_there_twice(run: Run) -> None:
+    for command in ("predict", "fetch", "cache", "list"):
+        code, out, _ = run(command, "--help")
+        assert code == 0
+        assert not re.search(r"<bool>|--no-(each|names|overwrite|accept|clean)", out), out
+
+
+def test_own_files_have_a_card_and_can_be_verified(run: Run, tmp_path: Path) -> None:
+    model = svd_hub.load("resnet3d18w16_lidc", weights=None, width=4, depth=10)
+    file = tmp_path / "run" / "model.safetensors"
+    file.parent.mkdir()
+    svd_hub.save(model, file, classes=("lean", "stout"))
+    for place in (file, file.parent):
+        code, out, _ = run("info", place)
+        assert code == 0
+        assert "| classes | 2: lean, stout |" in out
+        assert "opened" not in out, "that is said of the catalogue's"
+        code, out, _ = run("verify", place)
+        assert code == 0
+        assert re.search(r"^ +ok .*sha256 [0-9a-f]{64}, \d+ tensors of a resnet3d", out.replace("\n", " ")), out
+        assert svd_hub.load(place).classes == ("lean", "stout")
+    code, _, err = run("verify", tmp_path / "gone.safetensors")
+    assert (code, "no such file" in err) == (1, True)
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("info", tmp_path / "empty")
+    assert (code, "holds no model.safetensors; allowed: the folder of a finished run" in err) == (1, True)
+    with file.open("r+b") as data:
+        data.seek(-4, os.SEEK_END)
+        data.write(b"\x00\x00\xc0\x7f")  # NaN
+    code, out, _ = run("verify", file)
+    assert (code, "1 tensors hold NaN or infinity" in out) == (1, True)
+
+
+def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: "" if name == "monai" else "1.0")
+    (volume,) = [one for one in doctor.examine() if one.what == "[volume]"]
+    assert volume.found == "SimpleITK 1.0, highdicom 1.0, pydicom 1.0, pillow 1.0; missing: monai"

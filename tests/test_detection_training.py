@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from helpers_recipes import RECIPES as ALL
 from helpers_recipes import commands_of, table_of, text_of
@@ -34,7 +32,6 @@ from svd_hub.training.tasks.detection import LOSSES, build_detector
 from svd_hub.training.tasks.optimiser import Optimiser
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"  # data sets that lie beside a checkout; what needs them is marked slow
 RECIPES = [name for name in ALL if name[:4] in ("coco", "deep")]
 FOLDER = "data.init_args.folder"
 OPTIONS = "task.init_args.network.options"
@@ -66,11 +63,10 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, here: Path) -> None:
+def _small(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     torch.set_num_threads(1)
     monkeypatch.setenv("SVD_HUB_HOME", str(here / "cache"))
-    if not request.node.get_closest_marker("slow"):  # for time
-        monkeypatch.setattr(box_head, "BOX_SAMPLING", Sampling(number=64, positive_share=0.25))
+    monkeypatch.setattr(box_head, "BOX_SAMPLING", Sampling(number=64, positive_share=0.25))  # for time
 
 
 def narrow(here: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -79,9 +75,11 @@ def narrow(here: Path, name: str, **changes: Any) -> dict[str, Any]:
     return {**NARROW, **two, FOLDER: str(here / name.split("_")[0]), **changes}
 
 
-def train(here: Path, name: str, folder: Path, *, callbacks: Any = (), **changes: Any) -> Path:
+def train(
+    here: Path, name: str, folder: Path, *, callbacks: Any = (), tell: Any = lambda line: None, **changes: Any
+) -> Path:
     overrides = narrow(here, name, **changes)
-    return engine.train(name, run=folder, overrides=overrides, progress=False, callbacks=callbacks)
+    return engine.train(name, run=folder, overrides=overrides, progress=False, callbacks=callbacks, tell=tell)
 
 
 # ---- recipes -------------------------------------------------------------------------------------------------------
@@ -89,8 +87,11 @@ def train(here: Path, name: str, folder: Path, *, callbacks: Any = (), **changes
 
 @pytest.mark.parametrize("name", ["coco_mp3d63", "deeplesion_p3d63"])
 def test_what_comes_out_is_the_detector_that_the_recipe_says(here: Path, name: str, tmp_path: Path) -> None:
-    file = train(here, name, tmp_path / "run", **{"run.epochs": 1})
+    lines: list[str] = []
+    file = train(here, name, tmp_path / "run", tell=lines.append, **{"run.epochs": 1})
     (row,) = log(tmp_path / "run")
+    assert "images of any size" in lines[0]
+    assert f"kept: the last epoch, 0, val/{'ap' if name.startswith('coco') else 'froc'} " in lines[3]
     assert row["train/loss"] == pytest.approx(sum(row[f"train/{n}"] for n in LOSSES), abs=1e-5)
     assert 0 <= row["val/ap" if name.startswith("coco") else "val/froc"] <= 1
     model = svd_hub.load(file)
@@ -511,69 +512,3 @@ def test_one_option_of_a_network_is_set_beside_the_others(here: Path) -> None:
         recipes.read("coco_resnet3d18", {f"{OPTIONS}.encoder.width": 8})
     with pytest.raises(SvdHubError, match="nearest to 'widht'"):
         recipes.read("coco_resnet3d18", {f"{OPTIONS}.encoder_options.widht": 8}).make()
-
-
-# ---- real images -----------------------------------------------------------------------------------------------------
-
-
-def need(folder: str) -> Path:
-    if not (DATA / folder).is_dir():
-        pytest.skip(f"{folder} is not beside the checkout")
-    return DATA / folder
-
-
-class Seldom(pl.Callback):
-    """Validates every 25 epochs: most of a handful's time is evaluation."""
-
-    def setup(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        trainer.check_val_every_n_epoch = 25
-
-
-def by_heart(name: str, folder: Path, run: Path, **changes: Any) -> dict[str, Any]:
-    """The last line of the log of a recipe that is trained on four images and measured on the same."""
-    overrides = {
-        **NARROW,
-        FOLDER: str(folder),
-        f"{OPTIONS}.encoder_options.width": 16,
-        f"{OPTIONS}.channels": 64,
-        f"{OPTIONS}.head_channels": 128,
-        f"{OPTIONS}.anchor_scale": 4,  # at 256 pixels objects are small
-        "run.clip": 35,
-        "task.init_args.optimiser.name": "adam",  # for time
-        "task.init_args.optimiser.lr": 0.001,
-        "task.init_args.optimiser.weight_decay": 0,
-        "task.init_args.optimiser.warmup_steps": 20,
-        "data.init_args.first": 4,
-        "data.init_args.flips": "[]",
-        "data.init_args.sizes": "[256]",
-        "data.init_args.eval_size": 256,
-        "data.init_args.val_split": "train",
-        **changes,
-    }
-    engine.train(name, run=run, overrides=overrides, progress=False, callbacks=[Seldom()])
-    return log(run)[-1]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_handful_of_coco_is_learnt_by_heart(tmp_path: Path) -> None:
-    """Four photographs with 62 objects, some of them a few pixels large: the recipe's own way from file to AP."""
-    changes = {"run.epochs": 150, "task.init_args.optimiser.drops": "[120]"}
-    last = by_heart("coco_p3d18ba", need("detection_coco_mini"), tmp_path / "run", **changes)
-    assert last["train/loss"] < 0.15
-    assert last["val/ap50"] > 0.7
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_lesions_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """DeepLesion's samples, the slice repeated: from JPEGs to a FROC, which says nothing about lesions."""
-    folder = need("deeplesion_samples")
-    changes = {"run.epochs": 75, "task.init_args.optimiser.drops": "[50]", "data.init_args.form": "jpeg"}
-    last = by_heart("deeplesion_resnet3d18", folder, tmp_path / "run", **changes)
-    recipe = tmp_path / "run" / "recipe.yaml"
-    told = evaluation.evaluate_entry(str(tmp_path / "run" / "model.safetensors"), data=folder, recipe=str(recipe))
-    with capsys.disabled():
-        os.write(1, f"\nfour training slices: {last}\nfour of other studies: {told['metrics']}\n".encode())
-    assert last["val/froc"] > 0.9
-    assert 0 <= told["metrics"]["froc"] <= 1

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import helpers_tensorrt
+import numpy as np
 import pytest
 import torch
-from helpers_export import copied, exportable, follow_once
+from helpers_export import KINDS, copied, exportable, follow_once, shape_of
 from helpers_tensorrt import RELEASES, SNAPSHOT, Double, installed, machine
 from tensorrt_uses import names, uses
 from typer.testing import CliRunner
@@ -84,6 +85,32 @@ def test_a_network_becomes_an_engine_that_computes_the_same(double: Double, tmp_
     assert double.named("OnnxParser.set_flag") == [(trt.OnnxParserFlag.NATIVE_INSTANCENORM,)]
     assert double.named("OnnxParser.parse") == [((tmp_path / "e" / "model.onnx").read_bytes(),)]
     assert verify(tmp_path / "e", model=exportable(KIND)).passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_becomes_an_engine(kind: str, tmp_path: Path) -> None:
+    """All of the way but TensorRT itself, for every kind of network; outputs of several types and of unknown size."""
+    model = exportable(kind)
+    with installed("11.4") as double:
+        untrained = kind.startswith("detector")  # its scores change places at a breath
+        found = export(model, "tensorrt", tmp_path / "e", shape=shape_of(kind), keep_failing=untrained)
+        cases = found.manifest["parity"]["cases"]
+        assert len(cases) >= 4
+        assert all(case["finite"] for case in cases)
+        assert found.manifest["parity"]["passed"] or min(case["agreement"] for case in cases) > 0.9
+        double.lost = found.outputs
+        assert verify(tmp_path / "e").golden.cases[0].finite
+        assert [args[0] for args in double.named("IExecutionContext.set_output_allocator")] == list(found.outputs)
+
+
+@pytest.mark.slow
+def test_eight_bits_become_an_engine(tmp_path: Path) -> None:
+    data = [np.random.default_rng(seed).standard_normal((1, *SHAPE), dtype=np.float32) for seed in range(4)]
+    with installed("11.4"):
+        found = export(exportable(KIND), "tensorrt", tmp_path / "e", precision="int8", shape=SHAPE, calibration=data)
+    assert found.manifest["parity"]["passed"]
+    assert found.manifest["built"]["operators"]["QuantizeLinear"] > 10
 
 
 def test_all_that_ran_was_seen_by_the_walk(only_new: Double, graphs: Path, tmp_path: Path) -> None:

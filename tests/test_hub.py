@@ -730,3 +730,8 @@ def test_a_users_file_is_not_called_ours(tmp_path: Path) -> None:
     entry = svd_hub.load(tmp_path / "mine.safetensors").entry
     assert (entry.status, entry.checked) == ("derived", "never")
     assert entry.citation == svd_hub.get_entry("resnet3d18w16_lidc").citation
+
+
+def test_a_number_that_is_a_word_is_shown_as_one() -> None:
+    with pytest.raises(OptionError, match=r"num_classes='2' are not allowed; allowed: whole numbers"):
+        svd_hub.load("resnet3d18w16_lidc", weights=None, num_classes="2")

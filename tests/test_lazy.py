@@ -86,3 +86,9 @@ assert all(callable(getattr(svd_hub, name)) for name in _DOOR)
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["volume", "errors", "predict", "ops", "metrics"])
+def test_a_room_is_there_without_an_import_of_its_own(name: str) -> None:
+    code = f"import svd_hub; assert svd_hub.{name}.__name__ == 'svd_hub.{name}'; assert {name!r} in dir(svd_hub)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0

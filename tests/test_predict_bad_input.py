@@ -117,7 +117,7 @@ WRONG = {
     "a picture inside DICOM": "the modality of the DICOM series is|RGB",
     "MR": "of modality CT|the modality of the DICOM series is MR; allowed: CT",
     "two patients": "the folder holds files of 2 patients; allowed: one",
-    "two series": "the folder holds 2 series that could be read. Next: name one with series=",
+    "two series": "the folder holds 2 series that could be read. Next: name one with --series",
     "no DICOM": r"holds no DICOM file \(1 other file\(s\)\)",
     "spacing of a micrometre": "the spacing .* is not allowed; allowed: 0.001 to 100 mm",
 }
@@ -136,7 +136,7 @@ def test_what_is_refused_is_refused_with_a_word(tmp_path: Path, nets: dict[str, 
         assert "Next: " in errors
         assert "Traceback" not in errors
         assert printed == "Research use. Not a medical device.\n"
-        assert sorted(p.name for p in (tmp_path / task).iterdir()) == ["run.json"]
+        assert sorted(p.name for p in (tmp_path / task).iterdir()) == ["results.csv", "run.json"]
 
 
 def odd(kind: str, folder: Path) -> Path:

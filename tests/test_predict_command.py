@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -71,7 +72,7 @@ def test_a_stopped_run_leaves_nothing_half_done(tmp_path: Path, number: signal.S
     inputs = [nifti(tmp_path / "in" / f"{k}.nii", seed=k) for k in range(40)]
     out = tmp_path / "out"
     process = start("predict", weights, *inputs, "--out", out)
-    wait_for(out, process, "????????????/result.json")
+    wait_for(out, process, "????????????-own-*/result.json")
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     if number == signal.SIGINT:
@@ -110,7 +111,10 @@ def test_what_the_command_prints(tmp_path: Path, three: list[Path], weights: Pat
     assert code == 0
     assert printed.count("(there already)") == 2
     code, printed, _ = command("predict", weights, three[0], "--out", out, "--no-picture", "--json")
-    assert json.loads(printed) == json.loads((out / files.digest_of(three[0])[:12] / "result.json").read_text())
+    told = json.loads(printed)
+    assert (told.pop("position"), told["entry"][:11]) == (1, "own-unet3d-")
+    assert told == {"result": told["result"], **json.loads((out / told["result"] / "result.json").read_text())}
+    assert told["result"] == f"{files.digest_of(three[0])[:12]}-{told['entry']}"
     code, _, errors = command("predict", weights, three[0], "--out", out)
     assert code == 1
     assert "holds another result" in errors
@@ -124,7 +128,15 @@ def test_exit_codes_and_failures(tmp_path: Path, three: list[Path], weights: Pat
     assert f"2/3 {three[1]}: failed: {three[1]} is no volume" in errors
     assert "1/3" in printed
     assert "3/3" in printed
-    assert names(tmp_path / "out") == ["anna", "carl", "run.json"]
+    assert [name.partition("-own-")[0] for name in names(tmp_path / "out")] == [
+        "anna",
+        "carl",
+        "results.csv",
+        "run.json",
+    ]
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
+    assert [(row["file"], row["state"]) for row in rows] == [("anna.nii.gz", "done"), ("bert.nii.gz", "failed"),
+                                                              ("carl.nii.gz", "done")]  # fmt: skip
 
 
 def test_each(tmp_path: Path, weights: Path) -> None:
@@ -139,8 +151,13 @@ def test_each(tmp_path: Path, weights: Path) -> None:
     assert "the folder holds files of 2 patients" in errors
     code, _, _ = command("predict", weights, tmp_path / "in", "--out", tmp_path / "out", "--each", "--names")
     assert code == 0
-    assert names(tmp_path / "out") == ["anna", "bert", "run.json"]
-    assert "mask.dcm" in names(tmp_path / "out" / "anna")
+    assert [name.partition("-own-")[0] for name in names(tmp_path / "out")] == [
+        "anna",
+        "bert",
+        "results.csv",
+        "run.json",
+    ]
+    assert "mask.dcm" in names(next((tmp_path / "out").glob("anna-*")))
 
 
 @pytest.mark.parametrize(
@@ -150,16 +167,22 @@ def test_each(tmp_path: Path, weights: Path) -> None:
         (["nothing.safetensors", "IN", "--out", "OUT"], "no such file"),
         (["resnet3d34_imagenet", "IN", "--out", "OUT"], "has no weights"),
         (["NET", "GONE", "--out", "OUT"], "GONE is not there"),
-        (["NET", "IN", "--out", "OUT", "--mask", "png"], "mask='png' is not allowed; allowed: 'nii.gz'"),
-        (["NET", "IN", "--out", "OUT", "--device", "cuda:77"], "device='cuda:77' is not on this machine"),
-        (["NET", "IN", "--out", "OUT", "--dtype", "int8"], "dtype='int8' is not allowed"),
+        (["NET", "IN", "--out", "OUT", "--mask", "png"], "--mask png is not allowed; allowed: 'nii.gz'"),
+        (
+            ["NET", "IN", "--out", "OUT", "--device", "cuda:77"],
+            "--device cuda:77 is not on this machine. Next: --device cpu",
+        ),
+        (["NET", "IN", "--out", "OUT", "--dtype", "int8"], "--dtype int8 is not allowed"),
         (["NET", "IN", "--out", "OUT", "--point", "1,2"], "--point '1,2' is not allowed; allowed: X,Y,Z in mm"),
         (["NET", "IN", "--out", "OUT", "--point", "-1,2,3"], "is not allowed: 'net.safetensors' does segmentation"),
-        (["NET", "IN", "--out", "OUT", "--key-slice", "3"], "planes=.* is not allowed: 'net.safetensors' does segm"),
-        (["NET", "IN", "--out", "OUT", "--most", "3"], "most=3 is not allowed: 'net.safetensors' does segmentation"),
+        (
+            ["NET", "IN", "--out", "OUT", "--key-slice", "3"],
+            "--key-slice 3 is not allowed: 'net.safetensors' does segm",
+        ),
+        (["NET", "IN", "--out", "OUT", "--most", "3"], "--most 3 is not allowed: 'net.safetensors' does segmentation"),
         (["NET", "IN", "--out", "OUT", "--key-slice", "3", "--every-slice"], "exclude each other; allowed: one"),
         (["NET", "IN", "--out", "IN"], "lies inside the input"),
-        (["NET", "IN", "--out", "NET"], "cannot be written: File exists|Not a directory"),
+        (["NET", "IN", "--out", "NET"], "--out .*net.safetensors is a file; allowed: a folder"),
     ],
 )
 def test_mistakes_of_a_user_are_one_message(
@@ -189,3 +212,39 @@ def test_a_name_that_no_terminal_can_print(tmp_path: Path, weights: Path) -> Non
     assert r"b\xff" in printed or r"b\udcff" in printed
     assert "failed" in errors
     assert svd_hub.__version__
+
+
+def test_an_export_is_not_for_predict(tmp_path: Path, three: list[Path]) -> None:
+    folder = tmp_path / "onnx"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    (folder / "model.onnx").write_bytes(b"\x08\x07")
+    for place in (folder, folder / "model.onnx"):
+        code, _, errors = command("predict", place, three[0], "--out", tmp_path / "out")
+        assert code == 1
+        assert f"{place} is an export, for an inference server; allowed: a name, a .safetensors file" in errors
+
+
+def test_notes_are_told_once_and_a_run_folder_is_a_network(tmp_path: Path, three: list[Path]) -> None:
+    net = svd_hub.load("resnet3d18w16_lidc", weights=None, width=4, depth=10)
+    (tmp_path / "run").mkdir()
+    saved(net, tmp_path / "run" / "model.safetensors")
+    code, printed, errors = command("predict", tmp_path / "run", *three, "--out", tmp_path / "out", "--no-picture")
+    assert (code, errors) == (0, "")
+    (note,) = [line for line in printed.splitlines() if "padded with" in line]
+    assert note.startswith("note: the volume is smaller than")
+    assert note.endswith("(3 of 3 inputs)")
+
+
+def test_a_silent_run_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from svd_hub.predict import commands
+
+    now = [0.0]
+    monkeypatch.setattr(commands.time, "monotonic", lambda: now[0])
+    lines = commands._Lines(2)
+    for seconds, part in ((10.0, 1), (31.0, 2), (40.0, 3), (62.0, 4)):
+        now[0] = seconds
+        lines.done(part, 9)
+    lines.step()
+    lines.done(1, 9)
+    assert capsys.readouterr().err.splitlines() == ["1/2: 2 of 9 parts done", "1/2: 4 of 9 parts done"]

@@ -250,7 +250,7 @@ def test_networks_that_are_not_to_predict_with() -> None:
         Predictor(one)
     flat = Bright()
     flat.preprocess = Preprocess(modality="RGB")
-    with pytest.raises(OptionError, match="is a segmenter of photographs"):
+    with pytest.raises(OptionError, match=r"is a segmenter of photographs.*Next: build it with svd_hub.task_model"):
         Predictor(flat)
     with pytest.raises(svd_hub.errors.UnknownEntryError):
         Predictor("no_such_entry")
@@ -299,3 +299,16 @@ def test_weights_without_a_head_are_not_fetched(monkeypatch: pytest.MonkeyPatch)
     for name in ("resnet3d18_imagenet", "resnet3d18_med3d", "segresenc_ctfm"):
         with pytest.raises(OptionError, match=r"has no head: it is a backbone .*Next: "):
             Predictor(name)
+
+
+def test_hu_given_to_weights_for_mr_are_noted() -> None:
+    hu = BLOB.copy()
+    hu[0] = -1000
+    predictor = Predictor(Bright(modality="MR", window=None, statistics="volume"))
+    assert any("look like HU of a CT: check that this is MR" in note for note in predictor(hu, spacing=SPACING).notes)
+    assert not predictor(np.abs(BLOB), spacing=SPACING).notes
+
+
+def test_a_mask_is_named_among_what_8_bits_can_be() -> None:
+    with pytest.raises(VolumeError, match=r"The file is a mask, a picture of a CT, .* Next: give the image in HU"):
+        Predictor(Bright())(INSIDE.astype(np.uint8), spacing=SPACING)

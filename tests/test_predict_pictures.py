@@ -151,7 +151,10 @@ def test_a_classification_shows_the_planes_through_the_point() -> None:
     )  # fmt: skip
     sheet = opened(picture(result, rule))
     axial = sheet[8 : 8 + 192, 8 : 8 + 256]  # plane 5 is grey throughout
-    assert (np.abs(axial.astype(int) - 127) < 3).all()
+    assert (np.abs(axial[20:].astype(int) - 127) < 3).all()
+    for corner in (axial[2:18, 2:14], axial[2:18, -14:-2]):
+        assert (corner > 250).all(-1).any(), "R and L"
+    assert not near(sheet, colour(1), 3).any(), "a class has no colour here"
 
 
 def test_no_window_of_the_weights_is_no_obstacle() -> None:

@@ -56,7 +56,30 @@ def test_folders_that_are_not_clear(tmp_path: Path) -> None:
             find_inputs([tmp_path / place])
     with pytest.raises(VolumeError, match="holds no image"):
         find_inputs([tmp_path / "empty"], each=True)
-    assert len(find_inputs([tmp_path / "mixed"], each=True)) == 4
+    assert len(find_inputs([tmp_path / "mixed"], each=True)) == 2, "the volume, and one of the series"
+
+
+def test_each_takes_a_folder_as_if_it_was_named(tmp_path: Path) -> None:
+    """Patients of NIfTI, of DICOM and of both, and loose files of two series."""
+    nifti(tmp_path / "pats" / "a" / "ct.nii.gz")
+    nifti(tmp_path / "pats" / "b" / "ct.nii.gz")
+    found = [tmp_path / "pats" / name / "ct.nii.gz" for name in "ab"]
+    assert find_inputs([tmp_path / "pats"], each=True) == found
+    with pytest.raises(
+        VolumeError, match=r"2 folder\(s\) with 2 volume file\(s\) in them.*each=True takes each folder"
+    ):
+        find_inputs([tmp_path / "pats"])
+    make_series(tmp_path / "pats" / "c", (BLOB[:3] + 1024).astype(np.uint16))
+    nifti(tmp_path / "pats" / "c" / "mask.nii.gz")
+    assert find_inputs([tmp_path / "pats"], each=True) == [*found, tmp_path / "pats" / "c"], "not clear: left whole"
+    for number in (1, 2):
+        made = make_series(tmp_path / str(number), (BLOB[:3] + 1024).astype(np.uint16), series=f"1.2.{number}")
+        for path in made:
+            (tmp_path / "loose").mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / "loose" / f"{number}-{path.name}")
+    loose = find_inputs([tmp_path / "loose"], each=True)
+    assert [path.name[0] for path in loose] == ["1", "2"]
+    assert [case.state for case in batch(loose, tmp_path / "out")] == ["done", "done"]
 
 
 def test_a_digest_is_of_all_the_bytes_that_are_read(tmp_path: Path) -> None:
@@ -87,7 +110,7 @@ def test_a_digest_is_of_all_the_bytes_that_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "name"),
     [("anna.nii.gz", "anna"), ("a b,c.nrrd", "a_b_c"), ("1.2.840.113.nii", "1.2.840.113"), ("IM0001", "IM0001"),
-     ("1.2.840.77", "1.2.840.77"), ("photo.JPEG", "photo"), ("..nii", "input"), ("run.json.nii", "run.json_"),
+     ("1.2.840.77", "1.2.840.77"), ("photo.JPEG", "photo"), ("..nii", "input"), ("run.json.nii", "run.json"),
      ("Ünal.mha", "_nal"), (".part-1-00000000.nii", "part-1-00000000"), ("$(x);`y`.nii", "_x_y_")],
 )  # fmt: skip
 def test_names_of_inputs(tmp_path: Path, path: str, name: str) -> None:
@@ -100,7 +123,7 @@ def test_names_that_are_the_same_are_refused(tmp_path: Path) -> None:
     for path in paths:
         path.parent.mkdir()
         path.write_bytes(b"x")
-    with pytest.raises(OptionError, match=r"two inputs have the same name. Next: leave --names out"):
+    with pytest.raises(OptionError, match=r"two inputs have the same name. Next: leave out names=True"):
         batch(paths, tmp_path / "out", names=True)
     assert not (tmp_path / "out").exists()
 
@@ -109,7 +132,7 @@ def test_folders_are_named_by_their_own_name(tmp_path: Path, monkeypatch: pytest
     make_series(tmp_path / "v1.nii", (BLOB + 1024).astype(np.uint16))
     monkeypatch.chdir(tmp_path / "v1.nii")
     (case,) = batch([Path(".")], tmp_path / "out", names=True)
-    assert (case.state, case.name) == ("done", "v1")
+    assert (case.state, case.name) == ("done", "v1-bright")
 
 
 def test_the_report_holds_no_place_and_no_series(tmp_path: Path) -> None:
@@ -120,10 +143,10 @@ def test_the_report_holds_no_place_and_no_series(tmp_path: Path) -> None:
     cases += batch([folder], tmp_path / "out", series="1.2.3.4777")
     text = (tmp_path / "out" / "run.json").read_text()
     assert [case.state for case in cases] == ["failed"] * 2
-    assert "1.2.3.1777" in cases[0].error, "on the screen one can choose"
+    assert "number 1, CT" in cases[0].error, "on the screen one can choose"
     for word in ("SENTINEL", "ANNA", "777", str(tmp_path)):
         assert word not in text
-    assert json.loads(text)["cases"][0]["error"].startswith("series='...': 0 series of the folder have it")
+    assert json.loads(text)["cases"][0]["error"].startswith("series='...' is not in the folder; there are")
 
 
 @pytest.mark.parametrize(

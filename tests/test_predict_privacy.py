@@ -156,7 +156,7 @@ def check_written(out: Path, objects: set[str]) -> None:
         if path.suffix == ".dcm":
             data = pydicom.dcmread(path)
             assert (data.PatientID, data.StudyInstanceUID) == ("IDSENTINEL", UIDS[0]), "it belongs to its study"
-    assert seen == {"run.json", "result.json", "key.json", "picture.png", *objects}
+    assert seen == {"run.json", "results.csv", "result.json", "key.json", "picture.png", *objects}
 
 
 def check_printed(printed: str, typed: list[Path]) -> None:
@@ -213,6 +213,9 @@ def test_names_only_where_one_asks(tmp_path: Path) -> None:
     command("predict", net, tmp_path / "in", "--out", tmp_path / "plain", "--no-picture")
     command("predict", net, tmp_path / "in", "--out", tmp_path / "named", "--no-picture", "--names")
     assert not any("SENTINEL" in path.name for path in (tmp_path / "plain").rglob("*"))
-    assert (tmp_path / "named" / "FILESENTINEL" / "mask.nii.gz").exists()
-    for path in (tmp_path / "named").rglob("*.json"):
-        assert path.name == "run.json" or b"SENTINEL" not in path.read_bytes()
+    assert not any(b"SENTINEL" in contents(path) for path in (tmp_path / "plain").rglob("*") if path.is_file())
+    assert next((tmp_path / "named").glob("FILESENTINEL-own-*/mask.nii.gz")).exists()
+    for path in (tmp_path / "named").rglob("*.*"):
+        told = path.is_file() and b"FILESENTINEL" in path.read_bytes()
+        assert told == (path.name in ("run.json", "results.csv")), path.name
+        assert not path.is_file() or str(tmp_path).encode() not in path.read_bytes(), path.name

@@ -21,6 +21,7 @@ from svd_hub import checkpoint
 from svd_hub.catalog import all_entries
 from svd_hub.errors import OptionError, SvdHubError
 from svd_hub.training import tree
+from svd_hub.training.miniature import pictures
 from svd_hub.training.publish import Told, golden
 
 
@@ -198,6 +199,14 @@ def test_a_network_that_load_does_not_build(run: Path, tmp_path: Path) -> None:
     record = {**checkpoint.unpack_metadata(read.metadata), "architecture": "resnet2d"}
     checkpoint.write(run / "model.safetensors", {k: v.clone() for k, v in read.tensors.items()}, record)
     refused(run, tmp_path, SvdHubError, "'resnet2d', which svd_hub.load does not build")
+
+
+def test_a_2d_network(tmp_path: Path) -> None:
+    """Its file is inflated when it is loaded: nothing of 2D is an entry of this hub."""
+    pictures.image_set(tmp_path / "set")
+    settings = {helpers.FOLDER: str(tmp_path / "set"), "task.init_args.network.options.num_classes": 3}
+    made = helpers.untrained(tmp_path / "run", "resnet2d18w16_tinyimagenet", settings)
+    refused(made, tmp_path, SvdHubError, "holds a 2D network, which loads as what it is inflated to")
 
 
 # ---- metrics --------------------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def test_a_data_module_goes_on_behind_the_batches_it_was_saved_with(workers: int
 
 
 def test_less_than_a_batch_is_refused() -> None:
-    with pytest.raises(SvdHubError, match=r"11 samples .* batch of 12.*Next"):
+    with pytest.raises(SvdHubError, match=r"11 samples to train on, and a batch is 12.*Next"):
         Data(batch_size=12, seed=0).train_dataloader()
     with pytest.raises(OptionError, match=r"batch_size=0.*1 or more"):
         Data(batch_size=0, seed=0)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_own import labelled
 
 import svd_hub
 from svd_hub.errors import OptionError, SvdHubError
 from svd_hub.training import engine
+from svd_hub.training.miniature.own import labelled
 from svd_hub.training.tasks.classification import Network, build_network
 
 SMALL = {"depth": 10, "width": 4}

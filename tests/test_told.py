@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_own import labelled, masked
 
 import svd_hub
 from svd_hub.errors import SvdHubError
 from svd_hub.training import engine, folder, told
 from svd_hub.training import recipe as recipes
+from svd_hub.training.miniature.own import labelled, masked
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER, INIT = "data.init_args.folder", "task.init_args.network.init"

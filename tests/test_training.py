@@ -436,12 +436,15 @@ def test_a_shipped_recipe_is_whole(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"run.seed": "x"}, r"run\.seed.*int.*x"),
+        ({"run.seed": "x"}, r"run\.seed=x is not allowed; allowed: a whole number"),
         ({"run.sed": 1}, r"run\.sed"),
         ({"run.epochs": 0}, r"run\.epochs=0.*1 or more"),
         ({"run.precision": "8-mixed"}, "8-mixed"),
         ({"data.init_args.nope": 1}, "nope"),
-        ({"task.init_args.optimiser.name": "rmsprop"}, "'sgd', 'adam', 'adamw'.*rmsprop"),
+        (
+            {"task.init_args.optimiser.name": "rmsprop"},
+            "optimiser.name=rmsprop is not allowed; allowed: sgd, adam, adamw",
+        ),
         ({"task.class_path": "svd_hub.training.tasks.Nothing"}, "Nothing"),
         ({"data.init_args.phases": "[{epochs: 1, size: big}]"}, "big"),
     ],
@@ -554,8 +557,7 @@ def test_wrong_arguments_of_the_command_are_told_without_a_traceback(here: Path,
     if not any(c.callback and c.callback.__name__ == "train" for c in app.registered_commands):
         register(app)
     asked = CliRunner().invoke
-    assert "RECIPE" in (nothing := asked(app, ["train"])).output.upper() or "--resume" in nothing.output
-    assert nothing.exit_code == 2
+    assert asked(app, ["train", "--run", str(tmp_path / "run")]).exit_code == 2
     assert asked(app, ["train", "plain", "--resume", str(tmp_path)]).exit_code == 2
     assert asked(app, ["train", "plain", "--set", "nonsense"]).exit_code == 2
     wrong = asked(app, ["train", str(here / "plain.yaml"), "--set", "run.seed=x", "--run", str(tmp_path / "run")])

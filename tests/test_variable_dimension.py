@@ -402,3 +402,12 @@ def test_group_transform_and_centre_slice_refuse_nonsense() -> None:
         GroupTransform(0, 3)
     with pytest.raises(OptionError, match=r"\(N, C, D, H, W\)"):
         centre_slice(torch.zeros(1, 2, 3, 4))
+
+
+def test_a_report_names_the_levels_that_changed_and_not_the_whole_pyramid() -> None:
+    _, report = preserve_depth(resnet(depth_stride=2))
+    (line,) = [line for line in str(report).splitlines() if "feature_info" in line]
+    assert "feature_info" in line
+    assert "Feature(" not in line
+    assert line.count(" -> ") == 5
+    assert len(line) < 250

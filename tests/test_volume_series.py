@@ -32,7 +32,7 @@ from helpers_volume import (
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from svd_hub.errors import VolumeError
+from svd_hub.errors import OptionError, VolumeError
 from svd_hub.volume import list_series, read
 
 # ---- places --------------------------------------------------------------------------------------------------------
@@ -214,13 +214,17 @@ def test_several_series_are_listed_and_one_is_asked_for(tmp_path: Path) -> None:
         read(tmp_path)
     message = str(caught.value)
     assert "3 series that could be read. Next: name one with series=" in message
-    assert "number 4, CT, 7 image(s), 7 x 20 x 24 at 5 x 0.8 x 0.7 mm, 1.2.2" in message
+    assert "number 4, CT, 7 image(s), 7 x 20 x 24 at 5 x 0.8 x 0.7 mm\n" in message
+    assert "1.2.2" not in message, "a UID names a person"
     for series in (4, "4", "1.2.2"):
         volume = read(tmp_path, series=series)
         assert (volume.array == phantom(seed=1).astype(int) - 1024).all()
         assert "2 other series of the folder left out" in volume.notes
     assert read(tmp_path, modality="MR").modality == "MR"
-    for series, modality, said in ((9, None, "0 series of the folder have it"), (3, "MR", "series is CT; allowed: MR")):
+    for series, modality, said in (
+        (9, None, "series=9 is not in the folder; there are:\n  number 3, CT"),
+        (3, "MR", "series is CT; allowed: MR"),
+    ):
         with pytest.raises(VolumeError, match=said):
             read(tmp_path, series=series, modality=modality)
     found = list_series(tmp_path)
@@ -254,8 +258,11 @@ def test_two_patients_are_refused(tmp_path: Path) -> None:
     for series in (None, 1, "2"):
         with pytest.raises(VolumeError, match=r"files of 2 patients; allowed: one\. Next") as caught:
             read(tmp_path, series=series)
-        for word in (NAME, IDENTITY, "OTHER", PLACE):
+        for word in (NAME, IDENTITY, "OTHER", PLACE, "1.2.1", "1.2.2"):
             assert word not in str(caught.value)
+        assert "patient 2, number 2, CT" in str(caught.value)
+    with pytest.raises(VolumeError, match="series=99 is not in the folder; there are:\n  patient 1, number 1"):
+        read(tmp_path, series=99)
     assert [one.patient for one in list_series(tmp_path)] == [1, 2]
     assert (read(tmp_path, series="1.2.2").array == HU).all()
 
@@ -386,3 +393,14 @@ def test_a_deflated_data_set_is_not_unpacked(tmp_path: Path) -> None:
     assert path.stat().st_size < 20_000
     with pytest.raises(VolumeError, match="deflated data set is not allowed"):
         read(path)
+
+
+def test_series_of_one_number_are_told_apart_by_their_uids(tmp_path: Path) -> None:
+    make_series(tmp_path / "a", STORED, series="1.2.1", number=3)
+    paths = make_series(tmp_path / "b", STORED, series="1.2.2", number=3)
+    with pytest.raises(VolumeError, match=r"(?s)2 series of the folder have it; allowed: the UID of one:.*mm, 1.2.1"):
+        read(tmp_path, series=3)
+    with pytest.raises(
+        OptionError, match=r"series=3 is for DICOM folders, and the input is one file. Next: leave it out"
+    ):
+        read(paths[0], series=3)

@@ -1,4 +1,4 @@
-"""Our weights, bundled or in `releases/`: they load, give their golden outputs, and their cards say what their logs say."""
+"""Our weights, bundled or in `releases/`: they load, give their golden outputs, and their cards say what logs say."""
 
 from __future__ import annotations
 

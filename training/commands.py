@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import MissingExtraError, SvdHubError
+from .shelf import recipe_path, summaries
 
 Data = Annotated[Path | None, typer.Option(help="The data set's folder, or your own CSV (finetune-...).")]
 
@@ -30,7 +31,7 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")] = "",
     data: Data = None,
     run: Annotated[Path | None, typer.Option(help="The run folder; default runs/RECIPE.")] = None,
-    init: Annotated[str | None, typer.Option(help="Start from this entry, or 'none'.")] = None,
+    init: Annotated[str | None, typer.Option(help="Start from this entry or .safetensors file, or 'none'.")] = None,
     freeze: Annotated[str | None, typer.Option(help="Keep these parts as they are: stem,layer1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn (run.seed).")] = None,
     epochs: Annotated[int | None, typer.Option(help="How long (run.epochs).")] = None,
@@ -42,6 +43,8 @@ def train(
     ] = False,
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeat.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, to the bit.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the recipe with every key and train nothing.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
 ) -> None:
     """Train by a recipe; Ctrl-C stops it, --resume goes on.
 
@@ -49,6 +52,9 @@ def train(
     JSON line an epoch and then the result's path, stderr what is for a person. On several GPUs: --devices N, or
     torchrun and srun with as many processes. The options stand for keys of the recipe; --set changes any other.
     """
+    if list_ or not (recipe or resume or run):
+        _list_recipes()
+        return
     short: dict[str, Any] = {
         "data.init_args.folder": data and str(data.absolute()),
         "task.init_args.network.init": init,
@@ -67,6 +73,15 @@ def train(
         raise typer.BadParameter("a recipe, or --resume RUN")
     if resume is not None and (recipe or run):
         raise typer.BadParameter("--resume takes recipe and folder from the run: leave RECIPE and --run out")
+    if resume is None:  # what needs no library is told without one
+        recipe_path(recipe)
+        if data is not None and not data.exists():
+            raise SvdHubError(f"--data {data} does not exist. Next: check the path")
+    if show:
+        from .recipe import read
+
+        typer.echo(read(recipe or str(Path(resume or "") / "recipe.yaml"), overrides).text, nl=False)
+        return
     from . import engine
     from .ranks import leads
 
@@ -89,8 +104,16 @@ def train(
         typer.echo(made)
 
 
+def _list_recipes() -> None:
+    found = summaries()
+    width = max(map(len, found))
+    for name, summary in found.items():
+        typer.echo(f"{name:<{width}}  {summary}")
+    typer.echo(f"{len(found)} recipes. Next: svd-hub train RECIPE --data DATA; its keys: svd-hub train RECIPE --show")
+
+
 def evaluate(
-    name: Annotated[str, typer.Argument(help="An entry, or a .safetensors file with --recipe.")],
+    name: Annotated[str, typer.Argument(help="An entry, a run folder, or a .safetensors file with --recipe.")],
     data: Data = None,
     recipe: Annotated[str | None, typer.Option(help="Whose data set; default the entry's own recipe.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeat.")] = None,
@@ -103,11 +126,13 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result, indent=1))
         return
+    many = "" if result["examples"] == 1 else "s"
+    typer.echo(f"{result['name']} on {result['examples']} image{many}, split {result['split']} of {result['recipe']}")
     for metric, value in result["metrics"].items():
         card = result["card"].get(metric)
         typer.echo(
             f"{metric:>8} {value:.4f}"
-            + (f"   card {card:.4f}, difference {value - card:+.4f}" if card is not None else "")
+            + (f"   card {card:.4f}, difference {round(value - card, 4) + 0.0:+.4f}" if card is not None else "")
         )
 
 

@@ -17,11 +17,6 @@ TIERS = ("smoke", "mini", "full")
 TierName = Literal["smoke", "mini", "full"]
 Rows = Sequence[Mapping[str, Any]]  # of a log: a row an epoch
 
-WORDS = {
-    "published": "published, not run by this project: it neither passes nor fails",
-    "never": "not run to its end by this project: it neither passes nor fails",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Tier:

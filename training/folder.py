@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..catalog import all_entries
 from ..errors import SvdHubError
 from .saving import write_text
 
 if sys.platform != "win32":
     import fcntl
 
-RECIPE, FACTS = "recipe.yaml", "run.json"
+RECIPE, FACTS, RESULT = "recipe.yaml", "run.json", "model.safetensors"
 BEGUN = {RECIPE, FACTS}  # all there is of a run before its first checkpoint and its first epoch
 
 
@@ -42,9 +43,24 @@ def check_free(run: Path) -> None:
             raise SvdHubError(f"a run is being trained in {run}. Next: choose another folder with --run")
 
 
+def result_of(name: str) -> tuple[str, str | None]:
+    """Return what `name` stands for, and the recipe of the run that made it, where it is a run folder or its result.
+
+    Raises:
+        SvdHubError: a run that is not finished.
+    """
+    path = Path(name)
+    run = path.parent if path.name == RESULT else path
+    if name in all_entries() or not (run / RECIPE).is_file():
+        return name, None
+    if not (run / RESULT).is_file():
+        raise SvdHubError(f"{run} has no {RESULT}: the run is not finished. Next: svd-hub train --resume {run}")
+    return str(run / RESULT), str(run / RECIPE)
+
+
 def cannot_change(run: Path, keys: Iterable[str]) -> str:
     """Return why a run that goes on is not given other settings, and how its weights are taken further."""
-    result = run / "model.safetensors"
+    result = run / RESULT
     start = f"--init {result}" if result.is_file() else "--run and another folder"
     return (
         f"a run that goes on keeps its recipe; asked to change: {', '.join(sorted(keys))}. Next: leave that out, or "

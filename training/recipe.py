@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from ..errors import OptionError, SvdHubError, nearest
+from ..errors import OptionError, SvdHubError
 from .expected import Expected
+from .keys import check_keys, readable
+from .shelf import recipe_path
 
 OPTIONS = "task.init_args.network.options."  # an architecture's own, of which the parser knows nothing
 
@@ -109,7 +109,7 @@ class Recipe:
         try:
             return self.parser.instantiate(config)
         except ValueError as error:
-            raise SvdHubError(f"recipe {self.name}: {_readable(error)}") from error
+            raise SvdHubError(f"recipe {self.name}: {readable(error)}") from error
 
 
 def _fill(place: Any, keys: list[str], value: Any) -> None:
@@ -119,21 +119,6 @@ def _fill(place: Any, keys: list[str], value: Any) -> None:
         place = place[key]
     if place.get(last) is None:
         place[last] = value
-
-
-def recipe_path(name: str) -> Path:
-    """Return the file of a shipped recipe's name, or `name` itself where it is a file.
-
-    Raises:
-        SvdHubError: neither, with the nearest names.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    folder = Path(str(resources.files(__package__).joinpath("recipes")))
-    shipped = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    if name not in shipped:
-        raise SvdHubError(f"no recipe {name!r}; nearest: {nearest(name, shipped)}; all: {', '.join(shipped)}")
-    return shipped[name]
 
 
 def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
@@ -158,13 +143,15 @@ def read(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     arguments = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in asked.items()]
     try:
         config = parser.parse_path(str(path))
+        check_keys(asked, config)
         if arguments:
             config = parser.parse_args(arguments, namespace=config)
         for key, value in options.items():
             _lay(config.task.init_args.network.options, key.removeprefix(OPTIONS).split("."), value)
         expected = _expected(parser, config)
     except Exception as error:
-        raise SvdHubError(f"recipe {path}: {_readable(error)}") from error
+        step = f"Next: svd-hub train {name} --show prints its keys and values"
+        raise SvdHubError(f"recipe {name}: {readable(error, asked)}. {step}") from error
     return Recipe(
         name=config.name,
         summary=config.summary,
@@ -195,10 +182,3 @@ def _lay(table: Any, path: list[str], value: Any) -> None:
     if not isinstance(table, dict):
         raise SvdHubError(f"{OPTIONS}{'.'.join(path)} is not allowed: {path[-2]!r} is no table of options")
     table[path[-1]] = yaml.safe_load(value) if isinstance(value, str) else value
-
-
-def _readable(error: Exception) -> str:
-    """Return the parser's message on one line, without the other types that a value could have had."""
-    besides = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value")
-    lines = [line.strip(" -") for line in str(error).splitlines()]
-    return " ".join(line for line in lines if not line.startswith(besides)).strip()

@@ -116,8 +116,10 @@ class ResumableData(pl.LightningDataModule):
         )
         if len(sampler) < (self.batch_size if train else 1):
             raise SvdHubError(
-                f"{length} samples for {world} process(es) are not one batch of {self.batch_size}. "
-                "Next: more data, or --set data.init_args.batch_size=N"
+                f"{length} sample{'' if length == 1 else 's'}"
+                + (f" for {world} processes" if world > 1 else "")
+                + f" to {'train' if train else 'evaluate'} on, and a batch is {self.batch_size}; allowed: one whole "
+                f"batch{' for each' if world > 1 else ''}. Next: more data, or --set data.init_args.batch_size=N"
             )
         return DataLoader(
             dataset,

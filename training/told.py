@@ -9,18 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from ..models import ARCHITECTURES, default_options
+from ..preprocess import Preprocess
 from . import recipe as recipes
 
 Tell = Callable[[str], None]
 OPTIONS = recipes.OPTIONS
 SIZES = ("encoder", "variant", "depth", "width", "init_filters")  # the options that say how large a network is
-BEST = ("auc", "dice", "ap", "top1", "loss")  # by which of a task's metrics epochs are told apart, the first it has
+BEST = (
+    "auc",
+    "dice",
+    "ap",
+    "froc",
+    "top1",
+    "loss",
+)  # by which of a task's metrics epochs are told apart, the first it has
 MOST_NAMES = 12
 
 
 def begin(tell: Tell, recipe: recipes.Recipe, task: Any, data: Any, run: Path, device: object) -> None:
     """Tell in three lines the data, the network, the run."""
-    tell(f"data: {_images(data)}; {_classes(data)}; {_input(data.preprocess(mean=task.mean, std=task.std))}")
+    tell(f"data: {_images(data)}; {_classes(data)}; {_input(_rule(task, data))}")
     tell(f"network: {_network(task)} on {device}, {_origin(recipe, task)}")
     settings = recipe.settings
     tell(
@@ -36,7 +44,7 @@ def end(tell: Tell, run: Path, task: Any, data: Any) -> None:
     if line := kept(rows):
         tell(line)
     result = shlex.quote(str(run / "model.safetensors"))
-    whole = data.preprocess(mean=task.mean, std=task.std)["modality"] in ("CT", "MR")
+    whole = _rule(task, data).modality in ("CT", "MR")
     step = f"predict {result} SCAN --out results" if whole else f"train finetune-classify --data my.csv --init {result}"
     tell(f"Next: svd-hub {step}")
 
@@ -80,12 +88,16 @@ def _classes(data: Any) -> str:
     return f"{len(names)} classes" + (f" ({', '.join(names)})" if 0 < len(names) <= MOST_NAMES else "")
 
 
-def _input(preprocess: Mapping[str, Any]) -> str:
-    size, spacing = preprocess.get("size"), preprocess.get("spacing")
-    sides = size or preprocess.get("minimum")  # neither: a detector's images, of any height and width
-    voxels = f"{'input' if size else 'patches'} {'x'.join(map(str, sides))} voxels" if sides else "images of any size"
-    told = f"{voxels}, {preprocess['modality']}"
-    return told + (f", {'x'.join(f'{mm:g}' for mm in spacing)} mm" if spacing else "")
+def _rule(task: Any, data: Any) -> Preprocess:
+    return Preprocess(**data.preprocess(mean=task.mean, std=task.std))
+
+
+def _input(rule: Preprocess) -> str:
+    """Return what one input is; networks that take any size say the least, which is a patch in segmentation."""
+    sides = "x".join(map(str, rule.size or rule.minimum))
+    size = f"input {sides} voxels" if rule.size else f"patches {sides} voxels" if max(rule.minimum) > 1 else "any size"
+    spacing = f", {'x'.join(f'{mm:g}' for mm in rule.spacing)} mm" if rule.spacing else ""
+    return f"{size}, {rule.modality}{spacing}"
 
 
 def _network(task: Any) -> str:

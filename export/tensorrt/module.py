@@ -64,8 +64,9 @@ class TensorRTModule(nn.Module):
             artifact.check(found)
         self.device, self.outputs = machine.gpu.device, found.outputs
         self.log = Log()
-        self.engine: trt.ICudaEngine = self._opened(found)
-        self.context: trt.IExecutionContext = self.engine.create_execution_context()
+        with cuda.device(self.device):  # TensorRT works on the current device
+            self.engine: trt.ICudaEngine = self._opened(found)
+            self.context: trt.IExecutionContext = self.engine.create_execution_context()
         if self.context is None:
             raise SvdHubError(f"the engine in {folder} cannot be run: {said(self.log)}. Next: a GPU with more memory")
         self.types = {name: DTYPES[self.engine.get_tensor_dtype(name)] for name in self.outputs}
@@ -73,7 +74,10 @@ class TensorRTModule(nn.Module):
         self._stream = cuda.Stream(self.device)
         self._lock = threading.Lock()
         fixed = self.key.profile["smallest"] == self.key.profile["largest"]
-        self._graph = self._captured() if (fixed if cuda_graph is None else cuda_graph) else None
+        self._graph: _Graph | None = None
+        if fixed if cuda_graph is None else cuda_graph:
+            with cuda.device(self.device):
+                self._graph = self._captured()
 
     def _opened(self, found: artifact.Artifact) -> trt.ICudaEngine:
         """Return the engine of an artifact that fits this machine."""
@@ -99,7 +103,7 @@ class TensorRTModule(nn.Module):
         """
         check_input(volume, self.key)
         x = volume.detach().to(self.device).contiguous()
-        with self._lock:
+        with self._lock, cuda.device(self.device):
             if self._graph is not None:
                 return self._graph.run(x, self._stream)
             return self._run(x)

@@ -92,8 +92,8 @@ class Backbone(nn.Module):
         super().__init__()
         if not isinstance(in_channels, int) or not isinstance(num_classes, int) or in_channels < 1 or num_classes < 0:
             raise OptionError(
-                f"in_channels={in_channels}, num_classes={num_classes} are not allowed; "
-                "allowed: in_channels >= 1, num_classes >= 0 (0 = no head)"
+                f"in_channels={in_channels!r}, num_classes={num_classes!r} are not allowed; "
+                "allowed: whole numbers, in_channels >= 1, num_classes >= 0 (0 = no head)"
             )
         self.in_channels, self.num_classes = in_channels, num_classes
         self.features_only = features_only

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..catalog import all_entries
+from ..catalog import Entry, all_entries
 from ..errors import OptionError
 from ..inference import Inference
 from ..preprocess import Preprocess
@@ -33,7 +33,11 @@ def task_of(model: Any) -> str:
         )
     if task == "segmentation" and (rule.modality == "RGB" or rule.fit != "crop"):
         what = "of photographs" if rule.modality == "RGB" else "of volumes that are resized whole"
-        raise OptionError(f"{name!r} is a segmenter {what}, which predict does not run; allowed: CT or MR in windows")
+        raise OptionError(
+            f"{name!r} is a segmenter {what}, which predict does not run; allowed: CT or MR in windows. Next: build it "
+            'with svd_hub.task_model(..., preprocess=svd_hub.Preprocess(modality="CT", window=(-150, 250))), or train '
+            "it with such a rule"
+        )
     if task == "detection":
         _check_detector(rule, name)
     return str(task)
@@ -68,6 +72,18 @@ def _check_detector(rule: Preprocess, name: str) -> None:
             "does not fit a detector: it reads slices as they are; allowed: window, scale, mean, std, and "
             "Inference(side=...) for their size. Next: svd_hub.task_model(..., preprocess=...) with such a record"
         )
+
+
+def label_of(entry: Entry, sha256: str) -> str:
+    """Return what results call a network; a file's own name says nothing, as every run has a model.safetensors.
+
+    Args:
+        entry: the network's.
+        sha256: of the weights' file, "" for a network in memory.
+    """
+    if not sha256 or entry.name in all_entries():
+        return entry.name
+    return f"own-{entry.architecture}-{sha256[:8]}"
 
 
 def class_names(model: Any, task: str) -> tuple[str, ...]:

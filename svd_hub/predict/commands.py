@@ -5,31 +5,50 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import OptionError
+from ..spoken import in_options
+
+if TYPE_CHECKING:
+    from .files import Case
+
+SILENCE = 30.0  # seconds without a line before one says how far it is
 
 
 def predict(
-    entry: Annotated[str, typer.Argument(help="A name of the catalogue, or a .safetensors file of your own.")],
+    context: typer.Context,
+    entry: Annotated[
+        str, typer.Argument(help="A name of the catalogue, a .safetensors file of your own, or a run's folder.")
+    ],
     inputs: Annotated[list[Path], typer.Argument(help="DICOM folders, NIfTI, NRRD, MetaImage files, or photographs.")],
     out: Annotated[Path, typer.Option(help="The folder of the results: one inside it for each input.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 (GPUs).")] = "float32",
-    each: Annotated[bool, typer.Option(help="Every file and folder inside INPUT is an input of its own.")] = False,
-    names: Annotated[bool, typer.Option(help="Name results after the inputs, not by their content.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Make again what is there from other weights or options.")] = False,
+    each: Annotated[
+        bool, typer.Option("--each", help="Each file, series and folder inside INPUT is an input of its own.")
+    ] = False,
+    names: Annotated[
+        bool, typer.Option("--names", help="Name results after the inputs' files, not by their content.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make again what is there from other weights or options.")
+    ] = False,
     series: Annotated[str, typer.Option(help="Of a DICOM folder with several: UID or number.")] = "",
-    fill_gaps: Annotated[bool, typer.Option(help="Fill missing DICOM slices by interpolation.")] = False,
+    fill_gaps: Annotated[bool, typer.Option("--fill-gaps", help="Fill missing DICOM slices by interpolation.")] = False,
     point: Annotated[str, typer.Option(help="Classifiers: X,Y,Z mm (Left, Posterior, Superior) to cut about.")] = "",
     key_slice: Annotated[
         list[int] | None, typer.Option(help="Detectors: a key slice, from 0 at the lowest; repeat.")
     ] = None,
-    every_slice: Annotated[bool, typer.Option(help="Detectors: every slice is a key slice, however thin.")] = False,
+    every_slice: Annotated[
+        bool, typer.Option("--every-slice", help="Detectors: every slice is a key slice, however thin.")
+    ] = False,
     least_score: Annotated[
         float | None, typer.Option(help="Detectors: leave out findings below, 0.1 unless given.")
     ] = None,
@@ -37,19 +56,21 @@ def predict(
     mask: Annotated[str, typer.Option(help="Format of masks: nii.gz, nii, nrrd, mha.")] = "nii.gz",
     dicom: Annotated[bool, typer.Option(help="DICOM SEG or SR where the input is DICOM.")] = True,
     picture: Annotated[bool, typer.Option(help="A PNG of each result.")] = True,
-    accept_licence: Annotated[bool, typer.Option(help="Consent to a licence that asks for it.")] = False,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Consent to a licence that asks for it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each result as a line of JSON.")] = False,
 ) -> None:
     """Run an entry on images, with its own preprocessing: classify, segment or detect.
 
-    Masks come back on the input's own grid. Run it again after a stop: what is there is not made again. Exit code 1
-    where an input failed.
+    Masks come back on the input's own grid; results.csv has a row for each input. Run it again after a stop: what is
+    there is not made again. Exit code 1 where an input failed.
     """
-    failed = 0
+    failed, notes = 0, Counter[str]()
     try:
         from .files import predict_files
-        from .outputs import RESULT, Outputs
-        from .places import find_inputs, refuse_out_inside
+        from .outputs import Outputs
+        from .places import check_out, find_inputs
 
         want = Outputs(mask=mask, dicom=dicom, picture=picture)
         options: dict[str, Any] = {"series": _series(series), "missing": "fill" if fill_gaps else None}
@@ -58,28 +79,29 @@ def predict(
         planes = "all" if every_slice else key_slice or None
         options |= {"point": _point(point), "planes": planes, "least_score": least_score, "most": most}
         found = find_inputs(inputs, each=each)
-        refuse_out_inside(out, inputs)
+        check_out(out, inputs)
         predictor = _predictor(entry, device, dtype, accept_licence=accept_licence)
         predictor.check_arguments(**{key: options[key] for key in ("point", "planes", "least_score", "most")})
         with _bar(len(found)) as (step, done):
             run = predict_files(
                 predictor, found, out, outputs=want, names=names, overwrite=overwrite, done=done, **options
             )
-            for number, case in enumerate(run, start=1):
+            for case in run:
                 step()
                 failed += case.state == "failed"
-                if case.state == "failed":
-                    typer.secho(_shown(f"{number}/{len(found)} {case.path}: failed: {case.error}"), fg="red", err=True)
-                elif as_json:
-                    typer.echo(json.dumps(json.loads((out / case.name / RESULT).read_text())))
+                notes.update(case.facts.get("notes", ()))
+                if as_json and case.state != "failed":
+                    file = {"file": case.path.name} if names else {}
+                    typer.echo(json.dumps({"position": case.number, **file, "result": case.name, **case.facts}))
                 else:
-                    note = "there already" if case.state == "there" else f"{sum(case.seconds.values()):.1f} s"
-                    typer.echo(_shown(f"{number}/{len(found)} {case.path} -> {out / case.name}  ({note})"))
-                    typer.echo(_summary(json.loads((out / case.name / RESULT).read_text())))
+                    _tell(case, len(found), out, context.command)
     except KeyboardInterrupt:
         typer.echo("stopped. Next: the same command again; what is done is not done again", err=True)
         raise typer.Exit(130) from None
     if not as_json:
+        for text, count in notes.items():
+            many = f" ({count} of {len(found)} inputs)" if len(found) > 1 else ""
+            typer.echo(_shown(f"note: {in_options(text, context.command)}{many}"))
         typer.echo("Research use. Not a medical device.")
     if failed:
         raise typer.Exit(1)
@@ -111,25 +133,34 @@ def _point(text: str) -> tuple[float, float, float] | None:
     return x, y, z
 
 
+def _tell(case: Case, count: int, out: Path, command: Any) -> None:
+    """Print what came of an input."""
+    where = f"{case.number}/{count} {case.path}"
+    if case.state == "failed":
+        typer.secho(_shown(f"{where}: failed: {in_options(case.error, command)}"), fg="red", err=True)
+        return
+    note = "there already" if case.state == "there" else f"{sum(case.seconds.values()):.1f} s"
+    typer.echo(_shown(f"{where} -> {out / case.name}  ({note})"))
+    typer.echo(f"  {_summary(case.facts)}")
+
+
 def _summary(facts: dict[str, Any]) -> str:
-    """Return a result in a few lines."""
+    """Return a result in a line."""
     if facts["task"] == "segmentation":
-        parts = [f"{row['name']} {row['ml']:.1f} ml" for row in facts["classes"] if "ml" in row]
-        lines = [", ".join(parts)]
-    elif facts["task"] == "classification":
-        lines = [", ".join(f"{name} {share:.3f}" for name, share in list(facts["probabilities"].items())[:5])]
-    else:
-        rows = facts["findings"]
-        best = f", the surest {rows[0]['class']} {rows[0]['score']:.2f}" if rows else ""
-        lines = [f"{len(rows)} finding(s){best}"]
-    return "\n".join(f"  {line}" for line in [*lines, *(f"note: {note}" for note in facts["notes"])])
+        return ", ".join(f"{row['name']} {row['ml']:.1f} ml" for row in facts["classes"] if "ml" in row)
+    if facts["task"] == "classification":
+        return ", ".join(f"{name} {share:.3f}" for name, share in list(facts["probabilities"].items())[:5])
+    rows = facts["findings"]
+    best = f", the surest {rows[0]['class']} {rows[0]['score']:.2f}" if rows else ""
+    return f"{len(rows)} finding(s){best}"
 
 
 @contextlib.contextmanager
 def _bar(count: int) -> Iterator[tuple[Callable[[], None], Callable[[int, int], None]]]:
-    """Yield what is called after each input and during one; a bar on stderr where someone watches."""
+    """Yield what is called after each input and during one: a bar on stderr where someone watches, else rare lines."""
     if not sys.stderr.isatty():
-        yield (lambda: None), (lambda now, total: None)
+        lines = _Lines(count)
+        yield lines.step, lines.done
         return
     from rich.console import Console
     from rich.progress import Progress
@@ -140,6 +171,24 @@ def _bar(count: int) -> Iterator[tuple[Callable[[], None], Callable[[int, int], 
             lambda: progress.advance(inputs),
             lambda now, total: progress.update(parts, completed=now, total=total),
         )
+
+
+class _Lines:
+    """A line on stderr when nothing was heard for `SILENCE` seconds, for logs and pipes."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.number = count, 1
+        self.heard = time.monotonic()
+
+    def step(self) -> None:
+        """Count an input that is done; its own line is printed by the command."""
+        self.number, self.heard = self.number + 1, time.monotonic()
+
+    def done(self, now: int, total: int) -> None:
+        """Say how far the input at hand is, if it is time to."""
+        if time.monotonic() - self.heard >= SILENCE:
+            self.heard = time.monotonic()
+            typer.echo(f"{self.number}/{self.count}: {now} of {total} parts done", err=True)
 
 
 def register(app: typer.Typer) -> None:

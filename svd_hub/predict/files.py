@@ -1,7 +1,8 @@
 """Many inputs, one folder each: whole or not there, and what is there already is not made again.
 
-A folder is named after its input's content, not after its file, whose name often is a patient's; `names=True` asks for
-the file's. Nothing that is written holds a path.
+A folder is named after its input's content and the network, not after its file, whose name often is a patient's;
+`names=True` asks for the file's. Nothing that is written holds a path. `run.json` and `results.csv` are of the last run
+into a folder: they name each input by its place among those given.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..errors import SvdHubError
+from ..errors import OptionError, SvdHubError
 from ..files import write_atomic
-from . import folders
-from .outputs import Outputs, write
-from .places import REPORT, digest_of, names_of, refuse_out_inside, without_places
+from . import folders, table
+from .outputs import RESULT, Outputs, write
+from .places import REPORT, TABLE, check_out, digest_of, names_of, plain_name, without_places
 from .predictor import Predictor
 from .results import RESEARCH_USE
 
@@ -38,17 +39,23 @@ class Case:
 
     Attributes:
         path: where the input is.
-        name: its folder in the output.
+        number: its place among the inputs of the run, from 1.
+        name: its folder in the output; of a failed one, where its result would be.
+        digest: sha256 of what the input is made of.
         state: "done" | "there" (made before) | "failed".
         error: what went wrong, with the next step.
         seconds: step -> time.
+        facts: what `result.json` holds.
     """
 
     path: Path
+    number: int
     name: str = ""
+    digest: str = field(default="", repr=False)
     state: str = "failed"
     error: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 def predict_files(
@@ -76,16 +83,17 @@ def predict_files(
         **options: of `Predictor.__call__`.
 
     Raises:
-        OptionError: two inputs with the same name, or results inside an input.
+        OptionError: two inputs with the same name, `out` is a file, or results inside an input.
         SvdHubError: the output folder cannot be written.
     """
     want, folder = outputs or Outputs(), Path(out)
-    refuse_out_inside(folder, inputs)
+    check_out(folder, inputs)
     called = names_of(inputs) if names else [""] * len(inputs)
-    run = _Run(predictor, folder, want, options, len(inputs))
-    for path, name in zip(inputs, called, strict=True):
-        case = Case(path=path, name=name)
+    run = _Run(predictor, folder, want, options, len(inputs), names=names)
+    for number, (path, name) in enumerate(zip(inputs, called, strict=True), start=1):
+        case = Case(path=path, number=number, name=name)
         try:
+            case = run.named(case)
             case = run.one(case, overwrite=overwrite, done=done)
         except Exception as error:  # whatever it is, the next input is another
             case = replace(case, error=_told(error, path))
@@ -100,7 +108,7 @@ def _told(error: Exception, path: Path) -> str:
     if isinstance(error, OSError):
         return f"{path} cannot be read: {error.strerror or type(error).__name__}. Next: check the path and its disk"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return "there is not enough memory. Next: --device cpu, or a machine with more of it"
+        return "there is not enough memory. Next: device='cpu', or a machine with more of it"
     place = traceback.extract_tb(error.__traceback__)[-1]
     return (
         f"a fault of svd-hub or of a library it uses: {type(error).__name__} in {Path(place.filename).name}, line "
@@ -112,65 +120,87 @@ class _Run:
     """What the cases of a run share, and its report."""
 
     def __init__(
-        self, predictor: Predictor, out: Path, want: Outputs, options: dict[str, Any], count: int
-    ) -> None:  # fmt: skip
-        self.predictor, self.out, self.want, self.count = predictor, out, want, count
+        self, predictor: Predictor, out: Path, want: Outputs, options: dict[str, Any], count: int, *, names: bool
+    ) -> None:
+        self.predictor, self.out, self.want, self.count, self.names = predictor, out, want, count, names
         self.options = {key: value for key, value in options.items() if value is not None}
         self.cases: list[Case] = []
+        self.rows: list[dict[str, Any]] = []
         self._facts = _facts(predictor, want, self.options)
         with folders.writing(out):
             out.mkdir(parents=True, exist_ok=True)
             folders.sweep(out)
         self._write()  # a folder that cannot be written is told before anything is computed
 
+    def named(self, case: Case) -> Case:
+        """Return an input with its folder's name, which holds the network's: several can run on the same input."""
+        digest = digest_of(case.path)
+        return replace(case, name=f"{case.name or digest[:12]}-{plain_name(self.predictor.label)}", digest=digest)
+
     def one(self, case: Case, *, overwrite: bool, done: Done | None) -> Case:
         """Return what came of an input."""
-        digest = digest_of(case.path)
-        case = replace(case, name=case.name or digest[:12])
-        key = hashlib.sha256(f"{self._facts}\n{digest}".encode()).hexdigest()
-        if folders.is_made(self.out / case.name, key, overwrite=overwrite):
-            return replace(case, state="there")
+        target = self.out / case.name
+        key = hashlib.sha256(f"{self._facts}\n{case.digest}".encode()).hexdigest()
+        if self._is_made(case, key, overwrite=overwrite):
+            return replace(case, state="there", facts=json.loads((target / RESULT).read_text()))
         result = self.predictor(case.path, done=done, **self.options)
         started = time.perf_counter()
+        made = {"finished": _now(), **self._machine(), "seconds": result.seconds}
         with folders.writing(self.out), folders.unfinished(self.out) as part:
-            write(result, part, self.predictor.preprocess, self.want)
+            write(result, part, self.predictor.preprocess, self.want, made=made)
             seconds = {**result.seconds, "write": round(time.perf_counter() - started, 3)}
-            folders.put(part, self.out / case.name, key, digest)
-        return replace(case, state="done", seconds=seconds)
+            folders.put(part, target, key, case.digest)
+            facts = json.loads((target / RESULT).read_text())
+        return replace(case, state="done", seconds=seconds, facts=facts)
+
+    def _is_made(self, case: Case, key: str, *, overwrite: bool) -> bool:
+        try:
+            return folders.is_made(self.out / case.name, key, overwrite=overwrite)
+        except OptionError:
+            reading = {name: self.options[name] for name in ("series", "missing") if name in self.options}
+            self.predictor.read(case.path, **reading)  # what is wrong with the input itself is said first
+            raise
 
     def keep(self, case: Case) -> None:
-        """Add a case to the report."""
-        self.cases.append(case)
+        """Add a case to the reports."""
+        self.cases.append(replace(case, facts={}))  # a row is all that is kept of many
+        values = table.values(case.facts) if case.facts else {}
+        self.rows.append({**self._place(case), "state": case.state, **values})
         self._write()
 
+    def _place(self, case: Case) -> dict[str, Any]:
+        """Return which input a case is and where its result is; the file's name is there where names are asked for."""
+        file = {"file": case.path.name or case.path.resolve().name} if self.names else {}
+        return {"position": case.number, **file, "result": case.name}
+
+    def _machine(self) -> dict[str, Any]:
+        versions = {"svd_hub": __version__, "python": platform.python_version(), "torch": torch.__version__}
+        return {"versions": versions, "device": str(self.predictor.device), "dtype": self.predictor.dtype}
+
     def _write(self) -> None:
-        """Write `run.json`: what was run on what, with which versions, and how it went; no path, no name of a file."""
+        """Write `run.json`, what was run on what, with which versions, and how it went, and `results.csv`; no path."""
         entry = self.predictor.entry
         facts = {
-            "entry": entry.name,
+            "entry": self.predictor.label,
             "weights_sha256": self.predictor.sha256,
             "status": entry.status,
             "licence": entry.licence,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {"svd_hub": __version__, "python": platform.python_version(), "torch": torch.__version__},
-            "device": str(self.predictor.device),
-            "dtype": self.predictor.dtype,
+            "finished": _now(),
+            **self._machine(),
             "outputs": asdict(self.want),
             "options": {key: value for key, value in self.options.items() if key != "series"},
             "inputs": self.count,
             "cases": [
-                {
-                    "result": case.name if case.state != "failed" else "",
-                    "state": case.state,
-                    "seconds": case.seconds,
-                    "error": self._kept(case),
-                }
+                {**self._place(case), "state": case.state, "seconds": case.seconds, "error": self._kept(case)}
                 for case in self.cases
             ],
             "use": RESEARCH_USE,
         }
+        names = ["position", *(["file"] if self.names else []), "result", "state"]
+        names += table.columns(self.predictor.task, self.predictor.classes)
         with folders.writing(self.out):
             write_atomic(self.out / REPORT, (json.dumps(facts, indent=1, default=str) + "\n").encode())
+            write_atomic(self.out / TABLE, table.as_csv(names, self.rows))
 
     def _kept(self, case: Case) -> str:
         """Return the error of a case as the report has it: no place, and no list of series, whose UIDs name people."""
@@ -180,11 +210,15 @@ class _Run:
         return without_places(first, case.path, self.out)
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def _facts(predictor: Predictor, want: Outputs, options: dict[str, Any]) -> str:
     """Return all that a result follows from, beside its input."""
     facts = {
         "svd_hub": __version__,
-        "entry": predictor.entry.name,
+        "entry": predictor.label,
         "weights": predictor.sha256 or _fingerprint(predictor.model),
         "options_of_the_network": predictor.model.options,
         "preprocess": asdict(predictor.preprocess),

@@ -29,7 +29,7 @@ def writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else type(error).__name__
-        raise SvdHubError(f"{out} cannot be written: {why}. Next: make room, or --out with another folder") from None
+        raise SvdHubError(f"{out} cannot be written: {why}. Next: make room, or another out=") from None
 
 
 def is_made(target: Path, key: str, *, overwrite: bool) -> bool:
@@ -50,12 +50,12 @@ def is_made(target: Path, key: str, *, overwrite: bool) -> bool:
         return True
     if not found:
         raise OptionError(
-            f"{target} is there, and is no result of this command alone: it is left as it is. Next: another --out"
+            f"{target} is there, and is no result of this command alone: it is left as it is. Next: another out="
         )
     if not overwrite:
         raise OptionError(
-            f"{target} holds another result: of other weights, options or another input. Next: another --out, or "
-            "--overwrite"
+            f"{target} holds another result: of other weights, options or another input. Next: another out=, or "
+            "overwrite=True"
         )
     return False
 

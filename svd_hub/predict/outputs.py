@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import MissingExtraError, VolumeError, check_choice
 from ..files import write_atomic
@@ -39,7 +40,9 @@ class Outputs:
         check_choice("mask", self.mask, MASKS)
 
 
-def write(result: Prediction, folder: Path, rule: Preprocess, want: Outputs) -> list[str]:
+def write(
+    result: Prediction, folder: Path, rule: Preprocess, want: Outputs, *, made: Mapping[str, Any] | None = None
+) -> list[str]:
     """Write the files of a prediction, `result.json` last, and return what is to be said of them.
 
     Args:
@@ -47,6 +50,7 @@ def write(result: Prediction, folder: Path, rule: Preprocess, want: Outputs) -> 
         folder: is there, and empty.
         rule: the preprocessing, whose window the picture shows.
         want: which files.
+        made: when, with what and on what the result was made, for `result.json`.
 
     Raises:
         OSError: the disk is full, the folder read-only.
@@ -66,6 +70,8 @@ def write(result: Prediction, folder: Path, rule: Preprocess, want: Outputs) -> 
         write_atomic(folder / PICTURE, picture(result, rule))
     facts = result.facts()
     facts["notes"] += notes
+    if made is not None:
+        facts["made"] = dict(made)
     facts["files"] = sorted(path.name for path in folder.iterdir() if path.name != RESULT)
     write_atomic(folder / RESULT, (json.dumps(facts, indent=1) + "\n").encode())
     return notes

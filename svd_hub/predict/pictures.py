@@ -17,6 +17,7 @@ from .results import RESEARCH_USE, Classification, Detection, Prediction, Segmen
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 _TILE, _ACROSS, _TILES, _LINE, _MARGIN = 256, 4, 12, 20, 8
 _ENTRY, _LETTER = 264, 8  # pixels of a legend's column, and of a letter
+Line = tuple[tuple[int, int, int] | None, str]  # of a legend: a colour where it stands for one, and words
 _SHADE = 0.35  # of a mask's colour over the image
 
 
@@ -63,56 +64,59 @@ def _segmentation(result: Segmentation, rule: Preprocess) -> Any:
     tiles = []
     for k in shown:
         labels = result.labels[k]
-        tiles.append((f"slice {k + 1} of {volume.shape[0]}", grey.tile(shaded(grey.plane(k), labels))))
+        tile = grey.tile(shaded(grey.plane(k), labels))
+        tiles.append((f"slice {k + 1} of {volume.shape[0]}", _marked(tile, "RL")))
     memory.release(result.labels)
-    legend = [
+    legend: list[Line] = [
         (colour(k), f"{name}  {result.millilitres[name]:.1f} ml")
         for k, name in enumerate(result.classes)
         if k and result.voxels[k]
     ]
-    return _sheet(tiles, legend or [((200, 200, 200), "no voxel was given a class")])
+    return _sheet(tiles, legend or [(None, "no voxel was given a class")], result.entry)
 
 
 def _detection(result: Detection, rule: Preprocess) -> Any:
     boxes = [(one, colour(result.classes.index(one.label) + 1)) for one in result.findings[:_TILES]]
-    legend = [(shade, f"{number}  {one.label}  {one.score:.2f}") for number, (one, shade) in enumerate(boxes, start=1)]
-    nothing = [((200, 200, 200), "nothing was found")]
+    legend: list[Line] = [
+        (shade, f"{number}  {one.label}  {one.score:.2f}") for number, (one, shade) in enumerate(boxes, start=1)
+    ]
+    nothing: list[Line] = [(None, "nothing was found")]
     if result.picture is not None:
         scale = _TILE * 3 / max(result.picture.shape[:2])
         whole = _resized(np.asarray(result.picture, np.uint8), scale, scale)
         for one, shade in boxes:
             _draw_box(whole, one.box, shade, scale, scale)
-        return _sheet([("", whole)], legend or nothing)
+        return _sheet([("", whole)], legend or nothing, result.entry)
     volume, grey = result.scan, Greys(result.scan, rule)
     tiles = []
     for number, (one, shade) in enumerate(boxes, start=1):
         tile = grey.tile(grey.plane(one.plane))
         _draw_box(tile, one.box, shade, grey.right, grey.down)
-        tiles.append((f"finding {number}, slice {on_input(volume, one.plane, one.box)[0]}", tile))
+        tiles.append((f"finding {number}, slice {on_input(volume, one.plane, one.box)[0]}", _marked(tile, "RL")))
     if not tiles:
-        tiles = [(f"slice {k}", grey.tile(grey.plane(k))) for k in _spread(result.searched)]
-    return _sheet(tiles, legend or nothing)
+        tiles = [(f"slice {k}", _marked(grey.tile(grey.plane(k)), "RL")) for k in _spread(result.searched)]
+    return _sheet(tiles, legend or nothing, result.entry)
 
 
 def _classification(result: Classification, rule: Preprocess) -> Any:
-    legend = [(colour(1), f"{name}  {share:.3f}") for name, share in result.ranked[:5]]
+    legend: list[Line] = [(None, f"{name}  {share:.3f}") for name, share in result.ranked[:5]]
     if result.volume is None:
         seen = np.asarray(result.picture, np.uint8)
         scale = _TILE * 2 / max(seen.shape[:2])
         seen = seen if seen.ndim == 3 else np.repeat(seen[..., None], 3, 2)
-        return _sheet([("", _resized(seen, scale, scale))], legend)
+        return _sheet([("", _resized(seen, scale, scale))], legend, result.entry)
     volume = result.volume
     at = [n // 2 for n in volume.shape]
     if result.point is not None:
         at = np.rint(volume.grid.indices(np.array([result.point]))[0]).astype(int).clip(0, np.array(volume.shape) - 1)
     planes = [  # feet are below in the two upright ones
-        ("axial", volume.array[at[0]], (1, 2)),
-        ("coronal", volume.array[::-1, at[1]], (0, 2)),
-        ("sagittal", volume.array[::-1, :, at[2]], (0, 1)),
+        ("axial", volume.array[at[0]], (1, 2), "RL"),
+        ("coronal", volume.array[::-1, at[1]], (0, 2), "RL"),
+        ("sagittal", volume.array[::-1, :, at[2]], (0, 1), "AP"),
     ]
     seen_part = _part_seen(volume, rule, [float(k) + 0.5 for k in at] if result.point is not None else None)
     tiles = []
-    for name, values, (row, column) in planes:
+    for name, values, (row, column), ends in planes:
         mm = volume.spacing
         scale = _TILE / max(values.shape[0] * mm[row], values.shape[1] * mm[column])
         down, right = mm[row] * scale, mm[column] * scale
@@ -122,9 +126,9 @@ def _classification(result: Classification, rule: Preprocess) -> Any:
             if row == 0:
                 y0, y1 = volume.shape[0] - y1, volume.shape[0] - y0
             _draw_box(tile, (x0, y0, x1, y1), colour(2), right, down)
-        tiles.append((name, tile))
+        tiles.append((name, _marked(tile, ends)))
     memory.release(volume.array)
-    return _sheet(tiles, legend)
+    return _sheet(tiles, legend, result.entry)
 
 
 def _part_seen(volume: Volume, rule: Preprocess, middle: Sequence[float] | None) -> list[tuple[float, float]] | None:
@@ -230,8 +234,17 @@ def _draw_box(tile: Any, box: Sequence[float], shade: tuple[int, int, int], righ
     draw.Draw(tile).rectangle((x0 * right, y0 * down, x1 * right, y1 * down), outline=shade, width=2)
 
 
-def _sheet(tiles: Sequence[tuple[str, Any]], legend: Sequence[tuple[tuple[int, int, int], str]]) -> Any:
-    """Return tiles with their captions in rows, and the legend below."""
+def _marked(tile: Any, ends: str) -> Any:
+    """Return a tile with a letter at its left and at its right end: the patient's sides, as the volume's axes run."""
+    _, draw, font = _pillow()
+    pen, letters = draw.Draw(tile), font.load_default(size=13)
+    for letter, x in zip(ends, (3, tile.size[0] - 12), strict=True):
+        pen.text((x, 2), letter, fill=(255, 255, 255), font=letters)
+    return tile
+
+
+def _sheet(tiles: Sequence[tuple[str, Any]], legend: Sequence[Line], entry: str) -> Any:
+    """Return tiles with their captions in rows, and below the legend and whose work it is."""
     image, draw, font = _pillow()
     letters = font.load_default(size=13)
     wide, high = (max(tile.size[axis] for _, tile in tiles) for axis in (0, 1))
@@ -253,8 +266,9 @@ def _sheet(tiles: Sequence[tuple[str, Any]], legend: Sequence[tuple[tuple[int, i
     for number, (shade, words) in enumerate(legend):  # down, then across
         column, line = divmod(number, lines)
         x, y = _MARGIN + column * (width // columns), below + line * _LINE
-        pen.rectangle((x, y + 3, x + 12, y + 15), fill=shade)
+        if shade is not None:
+            pen.rectangle((x, y + 3, x + 12, y + 15), fill=shade)
         shown = words if len(words) <= room else f"{words[: room - 3]}..."
-        pen.text((x + 20, y), shown, fill=(230, 230, 230), font=letters)
-    pen.text((_MARGIN, below + lines * _LINE), RESEARCH_USE, fill=(160, 160, 160), font=letters)
+        pen.text((x if shade is None else x + 20, y), shown, fill=(230, 230, 230), font=letters)
+    pen.text((_MARGIN, below + lines * _LINE), f"{entry}. {RESEARCH_USE}", fill=(160, 160, 160), font=letters)
     return sheet

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from ..errors import OptionError, VolumeError
 from ..files import sha256_of
-from ..volume import files_of
+from ..volume import files_of, series_of
 from .inputs import is_picture
 
 ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-REPORT = "run.json"
+REPORT, TABLE = "run.json", "results.csv"
 
 
 def find_inputs(places: Sequence[str | os.PathLike[str]], *, each: bool = False) -> list[Path]:
@@ -23,7 +23,8 @@ def find_inputs(places: Sequence[str | os.PathLike[str]], *, each: bool = False)
     Args:
         places: a file is an input. A folder is one DICOM input where it holds DICOM files or folders; else each of its
             volume files (NIfTI, NRRD, MetaImage) or pictures is one.
-        each: every folder and every image file inside a folder is an input of its own: a folder of patients' folders.
+        each: what lies inside a folder is taken apart: each folder in it as if it was named itself, each volume file
+            or picture, and of loose DICOM files each series.
 
     Raises:
         VolumeError: a place that is not there, a folder with nothing in it, or one with several kinds of input.
@@ -45,7 +46,12 @@ def _inputs_in(place: Path, *, each: bool) -> list[Path]:
     if not inside or (each and not folders + files):
         raise VolumeError(f"{place} holds no image. Next: give the folder of the images")
     if each:
-        return folders + files
+        return [one for folder in folders for one in _inputs_of(folder)] + _one_of_each_series(files)
+    if not files and (below := _volumes_below(place)):
+        raise VolumeError(
+            f"{place} holds {len(folders)} folder(s) with {below} volume file(s) in them, and no DICOM file; allowed: "
+            "one DICOM input, or volume files. Next: each=True takes each folder, or name those you mean"
+        )
     volumes = [path for path in files if path.name.lower().endswith(ENDINGS)]
     dicom = [path for path in files if path not in volumes and _is_dicom(path)]
     pictures = [path for path in files if path not in volumes and path not in dicom]
@@ -53,14 +59,45 @@ def _inputs_in(place: Path, *, each: bool) -> list[Path]:
     if volumes and others:
         raise VolumeError(
             f"{place} holds {len(volumes)} volume file(s) and {' and '.join(others)}; allowed: one DICOM input, or "
-            "volume files. Next: name those you mean (a DICOM file stands for its series), or --each takes each"
+            "volume files. Next: name those you mean (a DICOM file stands for its series), or each=True takes each"
         )
     if pictures and folders and not dicom:
         raise VolumeError(
             f"{place} holds {len(pictures)} picture(s) and {len(folders)} folder(s); allowed: one DICOM input, or "
-            "pictures. Next: name those you mean, or --each takes each"
+            "pictures. Next: name those you mean, or each=True takes each"
         )
     return volumes or ([] if dicom else pictures) or [place]
+
+
+def _inputs_of(folder: Path) -> list[Path]:
+    """Return the inputs of one folder of many; one that is not clear is its own, and fails without the others."""
+    try:
+        return _inputs_in(folder, each=False)
+    except VolumeError:
+        return [folder]
+
+
+def _one_of_each_series(files: Sequence[Path]) -> list[Path]:
+    """Return files without those DICOM images whose series another one stands for already."""
+    kept, seen = [], set()
+    for path in files:
+        series = series_of(path) if _is_dicom(path) else ""
+        if series not in seen:
+            kept.append(path)
+        if series:
+            seen.add(series)
+    return kept
+
+
+def _volumes_below(place: Path) -> int:
+    """Return how many volume files lie in the folders of a folder, 0 where there is a DICOM file too."""
+    count = 0
+    for path in place.rglob("*"):
+        if path.is_file():
+            if _is_dicom(path):
+                return 0
+            count += path.name.lower().endswith(ENDINGS)
+    return count
 
 
 def _is_dicom(path: Path) -> bool:
@@ -90,6 +127,11 @@ def digest_of(path: Path) -> str:
     return hashlib.sha256("".join([own, *sorted(others)]).encode()).hexdigest() if others else own
 
 
+def plain_name(name: str) -> str:
+    """Return a name of letters, digits, dots, dashes and underscores, which every disk takes."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip(".") or "input"
+
+
 def names_of(inputs: Sequence[Path]) -> list[str]:
     """Return a name for each input, made of its file's: letters, digits, dots, dashes and underscores.
 
@@ -102,25 +144,29 @@ def names_of(inputs: Sequence[Path]) -> list[str]:
         ending = next((end for end in sorted(ENDINGS, key=len, reverse=True) if name.lower().endswith(end)), "")
         if not ending and path.is_file() and (match := re.search(r"\.[A-Za-z][A-Za-z0-9]{1,4}$", name)):
             ending = match[0]  # and not the last number of a UID
-        stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", name[: len(name) - len(ending)]).strip(".") or "input"
-        found.append(f"{stem}_" if stem.lower() == REPORT else stem)
+        found.append(plain_name(name[: len(name) - len(ending)]))
     if len({name.lower() for name in found}) < len(found):
-        raise OptionError("two inputs have the same name. Next: leave --names out: results are named by content then")
+        raise OptionError(
+            "two inputs have the same name. Next: leave out names=True: results are named by content then"
+        )
     return found
 
 
-def refuse_out_inside(out: Path, inputs: Sequence[Path]) -> None:
-    """Refuse a folder for results that would become a part of an input.
+def check_out(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse a folder for results that is none, or would become a part of an input.
 
     Raises:
-        OptionError: it is one, or lies inside one.
+        OptionError: it is a file, or lies inside a file or an input.
     """
     here = out.resolve()
+    if not (there := next(path for path in (here, *here.parents) if path.exists())).is_dir():
+        what = "is a file" if there == here else "lies inside a file"
+        raise OptionError(f"out={str(out)!r} {what}; allowed: a folder, which is made if need be. Next: another name")
     for path in inputs:
         if path.is_dir() and here.is_relative_to(path.resolve()):
             raise OptionError(
                 f"the results' folder {out} lies inside the input {path}, and would be read as a part of it the next "
-                "time. Next: --out with a folder elsewhere"
+                "time. Next: out= with a folder elsewhere"
             )
 
 

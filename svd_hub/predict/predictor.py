@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from ..metrics import counts_of
 from ..preprocess import Preprocess
 from ..variable_dimension import rgb_to_depth
 from ..volume import Volume, memory
-from .checks import check_entry, class_names, find_device, task_of
+from .checks import check_entry, class_names, find_device, label_of, task_of
 from .components import keep_largest
 from .crops import classifier_input
 from .detect import detect, merged, table
 from .inputs import to_picture, to_volume
+from .record import Record
 from .results import Classification, Detection, Point, Prediction, Segmentation
 from .segment import segment
 from .slices import chosen_planes, detector_input, key_planes
@@ -51,6 +52,7 @@ class Predictor:
 
     Attributes:
         model, entry, preprocess, inference, classes: what is run, and how.
+        label: what results call the network: the entry, or of a file of your own its kind and the hash's beginning.
 
     Raises:
         OptionError: no such device or dtype, or a network without one of the three tasks; and all that `load` raises.
@@ -83,9 +85,26 @@ class Predictor:
         self.entry: Any = model.entry
         self.task = task_of(model)
         self.classes = class_names(model, self.task)
-        self.model = model.eval().to(self.device)
+        self.label = label_of(model.entry, self.sha256)
+        self.model: Any = model.eval().to(self.device)
         self.preprocess: Preprocess = model.preprocess
         self.inference: Inference = model.inference
+
+    @classmethod
+    def around(cls, network: Callable[[Tensor], Any], record: Record, *, at_once: int | None = None) -> Self:
+        """Return a predictor whose network runs elsewhere, in another runtime or behind a server.
+
+        Args:
+            network: from (N, C, D, H, W), float32 on the CPU, to logits (N, K, ...), or a list of `Detections`.
+            record: what belongs to it.
+            at_once: windows of a segmenter in one batch.
+        """
+        made = cls.__new__(cls)
+        made.device, made.dtype, made.at_once = torch.device("cpu"), "float32", at_once
+        made.sha256, made.entry, made.model = record.weights_sha256, record, network
+        made.task, made.classes = record.task, record.classes
+        made.preprocess, made.inference = record.preprocess, record.inference
+        return made
 
     def __call__(
         self,
@@ -123,14 +142,10 @@ class Predictor:
         self.check_arguments(point=point, planes=planes, least_score=least_score, most=most)
         least, most = LEAST_SCORE if least_score is None else least_score, MOST if most is None else most
         started = time.perf_counter()
-        if self.preprocess.modality == "RGB":
-            self._refuse(spacing=spacing, axes=axes, series=series)
-            picture = to_picture(image)
-            return self._timed(self._picture(picture, least, most), started, time.perf_counter())
-        volume = to_volume(
-            image, modality=self.preprocess.modality, spacing=spacing, axes=axes, series=series, missing=missing
-        )
+        volume = self.read(image, spacing=spacing, axes=axes, series=series, missing=missing)
         read = time.perf_counter()
+        if isinstance(volume, np.ndarray):
+            return self._timed(self._picture(volume, least, most), started, read)
         with torch.inference_mode():
             if self.task == "classification":
                 result: Prediction = self._classified(volume, point)
@@ -139,6 +154,26 @@ class Predictor:
             else:
                 result = self._detected(volume, planes, least, most, done)
         return self._timed(result, started, read)
+
+    def read(
+        self,
+        image: Any,
+        *,
+        spacing: Sequence[float] | None = None,
+        axes: str | None = None,
+        series: str | int | None = None,
+        missing: str = "refuse",
+    ) -> Volume | np.ndarray:
+        """Return an image as these weights take it: a volume, or a photograph (H, W, 3) of 0..255.
+
+        Args and errors are those of a call; nothing is computed.
+        """
+        if self.preprocess.modality == "RGB":
+            self._refuse(spacing=spacing, axes=axes, series=series)
+            return to_picture(image)
+        return to_volume(
+            image, modality=self.preprocess.modality, spacing=spacing, axes=axes, series=series, missing=missing
+        )
 
     def check_arguments(self, *, point: Any, planes: Any, least_score: Any, most: Any) -> None:
         """Refuse arguments that belong to another task, or make no sense; None is allowed for each.
@@ -184,7 +219,7 @@ class Predictor:
             return out
         out = out.float()
         if not bool(torch.isfinite(out).all()):
-            step = "check the weights" if self.dtype == "float32" else "dtype='float32' (--dtype float32)"
+            step = "check the weights" if self.dtype == "float32" else "dtype='float32'"
             raise VolumeError(f"the network's output holds NaN or infinity in {self.dtype}. Next: {step}")
         return out
 
@@ -198,7 +233,7 @@ class Predictor:
 
     @property
     def _who(self) -> dict[str, Any]:
-        return {"entry": self.entry.name, "sha256": self.sha256}
+        return {"entry": self.label, "sha256": self.sha256}
 
     # ---- the tasks -------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ class Prediction:
     """What the three tasks share.
 
     Attributes:
-        entry: name of the entry or file.
+        entry: what the network is called: an entry's name, or `own-ARCHITECTURE-HASH` of a file of your own.
         sha256: of the weights' file, "" for a network handed over in memory.
         volume: what was read; None for a picture.
         notes: what was found and done, in words without patient data.

@@ -10,7 +10,7 @@ A large volume does not lie in memory but in a file without a name, and comes in
 from __future__ import annotations
 
 from .grid import Grid, Turn
-from .reading import files_of, list_series, read
+from .reading import files_of, list_series, read, series_of
 from .record import Source, Volume
 from .resampling import resample, restore
 from .series import Series
@@ -29,6 +29,7 @@ __all__ = [
     "read",
     "resample",
     "restore",
+    "series_of",
     "write_image",
     "write_mask",
 ]

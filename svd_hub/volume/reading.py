@@ -6,7 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from ..errors import VolumeError, check_choice
+from ..errors import OptionError, VolumeError, check_choice
 from . import memory, streams
 from .beside import named_in
 from .dicom import Header, is_dicom, read_header
@@ -72,6 +72,8 @@ def _read(path: Path, series: str | int | None, modality: str | None, missing: s
     if path.is_dir():
         return _read_dicom(path, series, modality, missing, largest)
     head, packed = streams.head_of(path, name=str(path))
+    if series is not None:
+        raise OptionError(f"series={series!r} is for DICOM folders, and the input is one file. Next: leave it out")
     if is_nifti(head):
         return read_nifti(path, head, packed=packed, modality=modality or "", largest=largest)
     if is_dicom(head) and not packed:
@@ -107,6 +109,18 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
         voxels_file = named_in(path, head)
         return [path] if voxels_file is None else [path, voxels_file]
     return [path]
+
+
+def series_of(path: str | os.PathLike[str]) -> str:
+    """Return the SeriesInstanceUID that a DICOM file of one image belongs to; "" of one that stands for itself alone.
+
+    A file that cannot be read stands for itself: who reads it hears why.
+    """
+    try:
+        header = read_header(Path(path))
+    except VolumeError:
+        return ""
+    return header.series if header is not None and header.images == 1 else ""
 
 
 def _begins_dicom(path: Path) -> bool:

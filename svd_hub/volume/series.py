@@ -48,7 +48,7 @@ class Series:
         if self.size and self.spacing:
             spacing = " x ".join(f"{s:.4g}" for s in self.spacing)
             shape = f", {' x '.join(map(str, self.size))} at {spacing} mm"
-        return f"{number}, {self.modality or 'no modality'}, {self.slices} image(s){shape}, {self.uid or 'no UID'}"
+        return f"{number}, {self.modality or 'no modality'}, {self.slices} image(s){shape}"
 
 
 def headers_in(folder: Path) -> list[Header]:
@@ -170,19 +170,21 @@ def choose(headers: Sequence[Header], series: str | int | None, modality: str | 
     groups = grouped(headers)
     found = summary(headers)
     patients = {one.patient for one in found}
-    named = [one for one in found if one.uid == series] if isinstance(series, str) else []
-    if len(patients) > 1 and not named:
-        raise VolumeError(
-            f"the folder holds files of {len(patients)} patients; allowed: one. Next: give the folder of one patient, "
-            f"or the series by its UID{_listed(found)}"
-        )
+    by_uid = named = [one for one in found if one.uid == series] if isinstance(series, str) else []
     if series is not None and not named:
         named = [one for one in found if one.number is not None and str(one.number) == str(series).strip()]
-        if len(named) != 1:
-            raise VolumeError(
-                f"series={series!r}: {len(named)} series of the folder have it; allowed: the number or UID of one of "
-                f"these{_listed(found)}"
-            )
+        if not named:
+            raise VolumeError(f"series={series!r} is not in the folder; there are{_listed(found)}")
+    if len(patients) > 1 and not by_uid:
+        raise VolumeError(
+            f"the folder holds files of {len(patients)} patients; allowed: one. Next: give the folder of one patient "
+            "(each=True takes each folder inside), or the series by its UID (svd_hub.volume.list_series has them)"
+            f"{_listed(found)}"
+        )
+    if len(named) > 1:
+        raise VolumeError(
+            f"series={series!r}: {len(named)} series of the folder have it; allowed: the UID of one{_listed(named)}"
+        )
     if not named and len(groups) > 1 and (stray := sum(header.images for header in groups.get("", ()))):
         raise VolumeError(  # it could be a slice whose header is damaged
             f"{stray} image(s) of the folder name no series. Next: take them out, or name a series with "
@@ -218,5 +220,13 @@ def _one_patient(group: Sequence[Header]) -> None:
 
 
 def _listed(found: Sequence[Series]) -> str:
-    lines = [f"\n  {one}" for one in found[:_SHOWN]]
+    """Return a line for each series: with its UID, which names a person, only where no number tells it from others."""
+    several = len({one.patient for one in found}) > 1
+    numbers = [one.number for one in found]
+    lines = []
+    for one in found[:_SHOWN]:
+        alike = not several and (one.number is None or numbers.count(one.number) > 1)
+        patient = f"patient {one.patient}, " if several else ""
+        uid = f", {one.uid or 'no UID'}" if alike else ""
+        lines.append(f"\n  {patient}{one}{uid}")
     return ":" + "".join(lines) + (f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")

@@ -12,6 +12,7 @@ from . import memory
 
 LARGEST = 4 * 2**30  # bytes of voxels read at most unless told otherwise: 4,096 slices of 512 x 512 in float32
 AIR = -1024  # HU: the low end of the CT scale that scanners store
+HU_BELOW = -500  # no MR has such values, unless it was scaled; lung and air of a CT have
 _INT16 = np.iinfo(np.int16)
 
 
@@ -115,12 +116,14 @@ def oddities(modality: str, low: float, high: float, stored: np.dtype | None) ->
     Raises:
         VolumeError: values that cannot be HU, of a volume said to be CT.
     """
+    if modality == "MR" and low < HU_BELOW:
+        return [f"values down to {low:g} look like HU of a CT: check that this is MR"]
     if modality != "CT":
         return []
     if low >= 0 and stored == np.uint8:
         raise VolumeError(
             f"the values are 8-bit numbers, {low:g} to {high:g}; allowed for CT: HU, where air is -1000. The file is a "
-            "picture of a CT or of another modality. Next: export it in HU, or name its modality"
+            "mask, a picture of a CT, or of another modality. Next: give the image in HU"
         )
     if low >= 0:
         return [f"no value is below 0 ({low:g} to {high:g}): CT in HU has air at -1000; check that these are HU"]

@@ -96,9 +96,16 @@ class Reader:
         try:
             return volume.read(row.image, modality=self.modality)
         except VolumeError as error:
-            other = {"CT": "MR", "MR": "CT"}[self.modality]
-            hint = f" (where it is {other}: --set data.init_args.reading.modality={other})"
-            raise SvdHubError(f"{self.table.at(row)}: {error}{hint}") from error
+            raise SvdHubError(f"{self.table.at(row)}: {error}{self._hint(row)}") from error
+
+    def _hint(self, row: Row) -> str:
+        """Return that the modality may be the other one, where it is the modality that keeps from reading."""
+        try:
+            volume.read(row.image)
+        except VolumeError:
+            return ""
+        other = {"CT": "MR", "MR": "CT"}[self.modality]
+        return f" (where it is {other}: --set data.init_args.reading.modality={other})"
 
     def mask(self, row: Row) -> Volume:
         """Return the mask of a row, on its own grid; see `image`."""

@@ -77,7 +77,8 @@ def split_by_patient(
         chosen |= {sorted(group)[k] for k in drawn[:count]}
     if not chosen:
         raise SvdHubError(
-            f"{len(of)} patients cannot be split so that each label is trained on and somebody is left; allowed: two "
-            "patients or more of a label. Next: more data, or a column `split` with train and val"
+            f"{len(of)} patient{'' if len(of) == 1 else 's'} cannot be split so that each label is trained on and "
+            "somebody is left; allowed: two patients or more of a label. Next: more data, or a column `split` with "
+            "train and val"
         )
     return [names[1] if patient in chosen else names[0] for patient in patients]

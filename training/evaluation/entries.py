@@ -39,7 +39,7 @@ def evaluate_entry(
     """Return the metrics of an entry on the evaluation split of its recipe, through its own preprocessing.
 
     Args:
-        name: an entry, or a `.safetensors` file together with `recipe`.
+        name: an entry; a run folder or its result, whose recipe is known; or another `.safetensors` file and `recipe`.
         data: the data set's folder.
         recipe: whose evaluation split; None = the entry's own.
         settings: keys of the recipe to change, {"data.init_args.evaluated": "test"}.
@@ -50,9 +50,11 @@ def evaluate_entry(
     """
     from ... import hub
     from .. import recipe as recipes
+    from ..folder import result_of
 
+    name, run = result_of(name)
     model, report = hub.load(name, return_report=True)
-    source = recipe or model.entry.recipe
+    source = recipe or run or model.entry.recipe
     if not source:
         raise SvdHubError(
             f"{name!r} has no recipe whose data it could be evaluated on. Next: --recipe NAME --data FOLDER"
@@ -82,11 +84,25 @@ def evaluate_entry(
     return {
         "name": name,
         "sha256": report.sha256,
+        "recipe": recipes.read(source).name,
+        "split": _split(module, task),
         "examples": count,
         "metrics": metrics,
         "card": {m.name: m.value for m in model.entry.metrics if m.made_by in (source, read.name)},
         **more,
     }
+
+
+def _split(module: Any, task: str) -> str:
+    """Return in words what was evaluated on."""
+    if task == "detection":
+        return "test"
+    folds = getattr(module, "val_folds", None) or getattr(module, "folds", {}).get(False, ())
+    lists = getattr(module, "split", "")  # of two lists, train and test, in a form that has a name
+    named = getattr(getattr(module, "division", module), "evaluated", "") or getattr(module, "val_split", "")
+    if folds:
+        return f"folds {', '.join(map(str, folds))}"
+    return f"{named or ('test' if lists else 'val')}{f' ({lists})' if lists else ''}"
 
 
 Found = tuple[int, dict[str, float], dict[str, Any]]  # examples, metrics, what else there is to say

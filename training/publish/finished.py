@@ -117,6 +117,11 @@ def read_finished(run: Path) -> Finished:
             f"{trained} holds a {architecture!r}, which svd_hub.load does not build; allowed: "
             f"{', '.join(models.ARCHITECTURES)}. Next: publish a run of one of these"
         )
+    if record.get("stored"):
+        raise SvdHubError(
+            f"{trained} holds a 2D network, which loads as what it is inflated to. Next: save that network "
+            f"(svd_hub.save(svd_hub.load({str(trained)!r}), FILE)), and train it further"
+        )
     return Finished(
         folder=run,
         recipe=recipe,

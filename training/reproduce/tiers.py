@@ -124,7 +124,8 @@ def reproduce(
 def _trained(name: str, overrides: dict[str, Any], folder: Path, report: Report) -> Path:
     """Return the folder of a finished run of these settings, trained as far as it is not; its result loads."""
     file, kept = folder / "model.safetensors", folder / "recipe.yaml"
-    if not kept.is_file():
+    begun = kept.is_file() and (file.is_file() or (folder / "last.ckpt").is_file())
+    if not begun:  # or it ended before its first checkpoint: the engine takes its place
         engine.train(name, run=folder, overrides=overrides, report=report)
     else:
         _check_same(recipes.read(name, overrides), recipes.read(str(kept)), folder)

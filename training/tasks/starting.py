@@ -51,7 +51,7 @@ def classifier_from(init: str, architecture: str, options: Mapping[str, Any]) ->
         raise OptionError(
             f"init={init!r} is a {entry.architecture}, a segmenter whose encoder is no network of the hub on its own; "
             "allowed for classes of a whole image: a backbone, or a segmenter on one. Next: svd-hub list --task "
-            "backbone, or its encoder's own entry"
+            "backbone"
         )
     return load(init, **(options if entry.architecture == architecture else few))
 
