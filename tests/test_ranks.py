@@ -111,8 +111,11 @@ def test_batch_norms_have_each_process_s_own_statistics(here: Path, tmp_path: Pa
     assert same(tmp_path / "again", tmp_path / "two")
 
 
-def test_accumulated_gradients_of_two_are_those_of_one(here: Path, tmp_path: Path) -> None:
-    changes = {"run.accumulate": 2, "run.epochs": 1}
+@pytest.mark.parametrize("changes", [{"run.accumulate": 2}, {"run.ema": 0.8}])
+def test_accumulated_gradients_and_means_of_weights_of_two_are_those_of_one(
+    here: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    changes = {**changes, "run.epochs": 1}
     run(here, "group", tmp_path / "one", overrides=changes)
     assert both(here, "group", tmp_path / "two", **changes) == [0, 0]
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-5  # after fewer steps, less
