@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from svd_hub.training.miniature.organs import organ_set
 from svd_hub.training.recipe import RunSettings
 from svd_hub.training.scores import read_scores
 
+ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = "task.init_args.network.options"
 TWO = {"run.devices": 2, "data.init_args.batch_size": 2}  # the recipe's batch is 4
 
@@ -107,8 +111,11 @@ def test_batch_norms_have_each_process_s_own_statistics(here: Path, tmp_path: Pa
     assert same(tmp_path / "again", tmp_path / "two")
 
 
-def test_accumulated_gradients_of_two_are_those_of_one(here: Path, tmp_path: Path) -> None:
-    changes = {"run.accumulate": 2, "run.epochs": 1}
+@pytest.mark.parametrize("changes", [{"run.accumulate": 2}, {"run.ema": 0.8}])
+def test_accumulated_gradients_and_means_of_weights_of_two_are_those_of_one(
+    here: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    changes = {**changes, "run.epochs": 1}
     run(here, "group", tmp_path / "one", overrides=changes)
     assert both(here, "group", tmp_path / "two", **changes) == [0, 0]
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-5  # after fewer steps, less
@@ -254,3 +261,28 @@ def test_how_many_were_started(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks.started() == 8
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     assert ranks.started() == 4
+
+
+# ---- as a person starts them ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_command_starts_its_processes_itself_and_torchrun_s_give_the_same_bits(here: Path, tmp_path: Path) -> None:
+    """One process speaks: a row an epoch, and the result. Starting Python four times takes most of a minute."""
+    rest = ["train", str(here / "group.yaml"), "--data", str(here / "set"), "--devices", "2"]
+    rest += ["--set", "data.init_args.batch_size=2", "--run"]
+    starter = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    # behind --, or torchrun takes --run for one of its own options
+    ways = {"own": ["-m", "svd_hub"], "torchrun": [*starter, "-m", "--", "svd_hub"]}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for name, way in ways.items():
+        done = subprocess.run(
+            [sys.executable, *way, *rest, str(tmp_path / name)],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=200,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        *rows, last = done.stdout.splitlines()
+        assert [json.loads(row)["epoch"] for row in rows] == [0, 1]
+        assert last == str(tmp_path / name / "model.safetensors")
+    assert same(tmp_path / "own", tmp_path / "torchrun")
+    assert log(tmp_path / "own") == log(tmp_path / "torchrun")

@@ -160,6 +160,15 @@ def test_what_is_held_is_held_also_where_norms_become_others() -> None:
     assert task.network.get_submodule("layer1.0.bn1").training
 
 
+def test_a_checkpoint_from_before_several_processes_goes_on() -> None:
+    """Its sums of the epoch are those of one process, not a list for each."""
+    task = Classification(network=Network(options={"depth": 10, "width": 2}), optimiser=Optimiser())
+    task.on_load_checkpoint({"sums": [3.0, 2.0, 4.0]})
+    assert task.sums.tolist() == [3.0, 2.0, 4.0]
+    task.on_load_checkpoint({"sums": [[5.0, 1.0, 4.0], [9.0, 9.0, 9.0]]})
+    assert task.sums.tolist() == [5.0, 1.0, 4.0]
+
+
 # ---- layout and compilation ----------------------------------------------------------------------------------------
 
 
