@@ -101,7 +101,7 @@ class Predictor:
         """
         made = cls.__new__(cls)
         made.device, made.dtype, made.at_once = torch.device("cpu"), "float32", at_once
-        made.sha256, made.entry, made.model = record.weights_sha256, record, network
+        made.sha256, made.entry, made.label, made.model = record.weights_sha256, record, record.name, network
         made.task, made.classes = record.task, record.classes
         made.preprocess, made.inference = record.preprocess, record.inference
         return made
