@@ -25,6 +25,7 @@ told = dict(word.lstrip("-").split("=", 1) for word in sys.argv[1:] if "=" in wo
 print("ARGS", *sys.argv[1:], flush=True)
 if told.get("fake") == "broken":
     print("I000 loading")
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     print("E1231 failed to load 'net' version 1", flush=True)
     sys.exit(3)
 if told.get("fake") == "stubborn":
