@@ -144,6 +144,7 @@ def test_it_ends_with_the_program_that_started_it(fake: Installation, tmp_path: 
     for told in work.stdout:
         if told.startswith("PIDS"):
             own, child = (int(word) for word in told.split()[1:3])
+            left = Path(f"/dev/shm/{told.split()[3]}left")
             break
     work.send_signal(how)
     code = work.wait(30)
@@ -151,8 +152,10 @@ def test_it_ends_with_the_program_that_started_it(fake: Installation, tmp_path: 
     assert code == {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}[how]
     assert gone(own, 10)
     assert how == signal.SIGKILL or gone(child)
-    if how == signal.SIGKILL:
-        os.kill(child, signal.SIGKILL)  # the fake's child knows nothing of its parent; Triton's own watch theirs
+    assert how == signal.SIGKILL or not left.exists()
+    if how == signal.SIGKILL:  # of the fake's own; Triton's processes watch each other
+        os.kill(child, signal.SIGKILL)
+        left.unlink()
 
 
 # ---- finding one -----------------------------------------------------------------------------------------------------
