@@ -25,6 +25,7 @@ told = dict(word.lstrip("-").split("=", 1) for word in sys.argv[1:] if "=" in wo
 print("ARGS", *sys.argv[1:], flush=True)
 if told.get("fake") == "broken":
     print("I000 loading")
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     print("E1231 failed to load 'net' version 1", flush=True)
     sys.exit(3)
 if told.get("fake") == "stubborn":
@@ -143,6 +144,7 @@ def test_it_ends_with_the_program_that_started_it(fake: Installation, tmp_path: 
     for told in work.stdout:
         if told.startswith("PIDS"):
             own, child = (int(word) for word in told.split()[1:3])
+            left = Path(f"/dev/shm/{told.split()[3]}left")
             break
     work.send_signal(how)
     code = work.wait(30)
@@ -150,8 +152,10 @@ def test_it_ends_with_the_program_that_started_it(fake: Installation, tmp_path: 
     assert code == {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}[how]
     assert gone(own, 10)
     assert how == signal.SIGKILL or gone(child)
-    if how == signal.SIGKILL:
-        os.kill(child, signal.SIGKILL)  # the fake's child knows nothing of its parent; Triton's own watch theirs
+    assert how == signal.SIGKILL or not left.exists()
+    if how == signal.SIGKILL:  # of the fake's own; Triton's processes watch each other
+        os.kill(child, signal.SIGKILL)
+        left.unlink()
 
 
 # ---- finding one -----------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def running(
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path, patience: float) -> None:
     end = time.monotonic() + patience
     while time.monotonic() < end:
-        if (code := process.poll()) is not None:
+        if (code := _ended(process.pid)) is not None:
             raise SvdHubError(f"the server ended with code {code}:\n{_last_words(log)}\nNext: see these lines")
         if _ready(port):
             return
@@ -123,13 +123,22 @@ def _ready(port: int) -> bool:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End the server and the processes of its Python models: asked first, then killed."""
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
+    os.kill(process.pid, signal.SIGTERM)
+    end = time.monotonic() + GRACE
+    while time.monotonic() < end and _ended(process.pid) is None:
+        time.sleep(0.02)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _ended(pid: int) -> int | None:
+    """Return the code, or signal, with which a child has ended; None: it has not.
+
+    It stays a zombie until `_stop` waits for it: its number, which names its group, is not given to another meanwhile.
+    """
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return None if found is None else found.si_status
 
 
 def _die_with_us() -> None:
