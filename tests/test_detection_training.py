@@ -90,7 +90,7 @@ def test_what_comes_out_is_the_detector_that_the_recipe_says(here: Path, name: s
     lines: list[str] = []
     file = train(here, name, tmp_path / "run", tell=lines.append, **{"run.epochs": 1})
     (row,) = log(tmp_path / "run")
-    assert "images of any size" in lines[0]
+    assert "any size, RGB" in lines[0] or "any size, CT" in lines[0]
     assert f"kept: the last epoch, 0, val/{'ap' if name.startswith('coco') else 'froc'} " in lines[3]
     assert row["train/loss"] == pytest.approx(sum(row[f"train/{n}"] for n in LOSSES), abs=1e-5)
     assert 0 <= row["val/ap" if name.startswith("coco") else "val/froc"] <= 1
