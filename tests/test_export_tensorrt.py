@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -395,6 +396,15 @@ def test_without_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             made(tmp_path / "e")
 
 
+@pytest.fixture
+def with_ctrl_c() -> Iterator[None]:
+    """Python's own handler of Ctrl-C, which a shell in the background takes away."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("with_ctrl_c")
 def test_a_stopped_build(only_new: Double, graphs: Path, tmp_path: Path) -> None:
     """Ctrl-C during a build: TensorRT is told, and nothing is left behind."""
     import _thread

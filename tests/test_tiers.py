@@ -331,7 +331,7 @@ def test_the_command_tells_what_does_not_go_together(command: Any) -> None:
     assert "of a recipe: --tier" in " ".join(err.split())
     code, _, err = command("resnet3d18_lidc", "--tier", "tiny")
     assert code == 1
-    assert "tier='tiny' is not allowed; allowed: smoke, mini, full" in " ".join(err.split())
+    assert "--tier tiny is not allowed; allowed: smoke, mini, full" in " ".join(err.split())
     code, _, err = command("finetune-classify", "--tier", "full")
     assert code == 1
     assert "states no tier 'full'; it states: smoke" in " ".join(err.split())
