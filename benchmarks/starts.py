@@ -7,6 +7,7 @@ convolution shuffled, so that their scale is left and their structure is not.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +39,30 @@ def _shuffled(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def make(weights: Path, folder: Path) -> dict[str, str]:
+def make(weights: Path, folder: Path, arms: Sequence[str] = ARMS) -> dict[str, str]:
     """Return arm -> what `init` is: "none" or a file in `folder`, made where it is missing.
 
     Args:
-        weights: has `ours.safetensors`, `strided.safetensors` and `planar.safetensors`, of finished runs.
+        weights: has `ours.safetensors` and what the arms are made of: `strided.safetensors`, `planar.safetensors`.
         folder: where the files go.
+        arms: which are wanted.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    starts = {"scratch": "none"} | {arm: str((folder / f"{arm}.safetensors").absolute()) for arm in ARMS[1:]}
-    if all(Path(file).is_file() for file in list(starts.values())[1:]):
-        return starts
-    for arm in ("ours", "strided"):
-        shutil.copyfile(weights / f"{arm}.safetensors", starts[arm])
-    read = checkpoint.read(Path(starts["ours"]))
-    record: dict[str, Any] = checkpoint.unpack_metadata(read.metadata)
-    checkpoint.write(Path(starts["shuffled"]), _shuffled(read.tensors), record)
+    for arm in arms:
+        if arm != "scratch" and not (folder / f"{arm}.safetensors").is_file():
+            _make(arm, weights, folder / f"{arm}.safetensors")
+    return {arm: "none" if arm == "scratch" else str((folder / f"{arm}.safetensors").absolute()) for arm in arms}
+
+
+def _make(arm: str, weights: Path, file: Path) -> None:
+    if arm in ("ours", "strided"):
+        shutil.copyfile(weights / f"{arm}.safetensors", file)
+        return
+    ours = checkpoint.read(weights / "ours.safetensors")
+    record: dict[str, Any] = checkpoint.unpack_metadata(ours.metadata)
+    if arm == "shuffled":
+        checkpoint.write(file, _shuffled(ours.tensors), record)
+        return
+    options = {**record["options"], "convolution": "acs"} if arm == "acs" else record["options"]
     twin = checkpoint.read(weights / "planar.safetensors").tensors
-    for rule in ("i3d", "acs"):
-        options = {**record["options"], "convolution": "acs"} if rule == "acs" else record["options"]
-        checkpoint.write(Path(starts[rule]), _of_twin(twin, rule), {**record, "options": options})
-    return starts
+    checkpoint.write(file, _of_twin(twin, arm), {**record, "options": options})

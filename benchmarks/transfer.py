@@ -2,9 +2,10 @@
 
 STUDY is `nodules` (LIDC malignancy), `masks` (LIDC segmentation) or `hippocampus` (label fractions). Arms differ in
 `init` alone: scratch, I3D and ACS of the 2D twin, ours with depth strides in pre-training, ours, ours shuffled inside
-every convolution. LIDC is cross-validated over folds 0-3 by patient; an arm's learning rate is chosen of two for each
-fold, on one of the three folds that are trained on, with seed 0; then each seed is trained on all three and measured
-on the fold left out. Hippocampus chooses once for each arm, on another split.
+every convolution. LIDC is cross-validated over folds 0-3 by patient: each seed is trained on three and measured on the
+fold left out. An arm's learning rate is chosen of two, with seed 0: for `nodules` anew for each fold, on one of the
+three that are trained on; for `masks` once, trained on folds 2 and 3 and measured on 1; for `hippocampus` once, on
+another split of a fifth of the labels.
 
 Every run is `svd-hub train RECIPE` with other settings; what it measured goes into `results/transfer_STUDY.json`, and
 is not run again. --workers runs go side by side; behind --minutes no further run begins, and the same command goes on.
@@ -31,17 +32,21 @@ from starts import ARMS, make
 from transfer_runs import FOLDS, Run, Runs, read
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.5, 1.0)
-CHOICE_FRACTION = 0.2  # one choice for all shares of the labels
 
 
 @dataclass(frozen=True)
 class Study:
-    """A recipe, what every run of the study changes in it, and what is chosen and measured."""
+    """A recipe, what every run of the study changes in it, and what is chosen and measured.
+
+    Attributes:
+        choice: the part whose choice of learning rate holds for all; None chooses for each part.
+    """
 
     recipe: str
     settings: dict[str, Any]
     rates: tuple[float, float]
     metric: str
+    choice: float | None = None
     arms: tuple[str, ...] = ARMS
 
 
@@ -54,12 +59,18 @@ STUDIES = {
     ),
     "masks": Study(
         "fcn3d18w16_lidc",
-        {"run.epochs": 8, "data.init_args.batch_size": 16},
+        {"run.epochs": 4, "data.init_args.size": 24, "task.init_args.window": "[24, 24, 24]"},
         (1e-3, 3e-3),
         "val/dice_pooled",
+        choice=0,
     ),
     "hippocampus": Study(
-        "hippocampus_unet3d", {"run.epochs": 4}, (1e-3, 3e-3), "val/dice", ("scratch", "ours", "shuffled")
+        "hippocampus_unet3d",
+        {"run.epochs": 4},
+        (1e-3, 3e-3),
+        "val/dice",
+        choice=0.2,
+        arms=("scratch", "ours", "shuffled"),
     ),
 }
 
@@ -83,7 +94,7 @@ def network_of(study: str, arm: str, init: str, width: int) -> dict[str, Any]:
     else:
         encoder = {"encoder": "resnet3d", "encoder_options": {"depth": 18, "width": width}}
         options = {"num_classes": 2 if study == "masks" else 3, **(encoder if arm == "scratch" else {})}
-        options |= {"head_channels": 2 * width} if study == "masks" else {}
+        options |= {"head_channels": width} if study == "masks" else {}
     if study == "nodules" and arm == "acs":
         options["convolution"] = "acs"
     return {f"{key}init": init, f"{key}options": json.dumps(options)}
@@ -116,7 +127,7 @@ def execute(run: Run, init: str, data: str, width: int, folder: Path, precision:
 
 def choices(study: Study, name: str, arm: str, part: float) -> list[Run]:
     """Return the runs that choose the learning rate of an arm for a part."""
-    where = CHOICE_FRACTION if name == "hippocampus" else part
+    where = part if study.choice is None else study.choice
     return [Run(study=name, arm=arm, part=where, rate=rate, seed=0, choice=True) for rate in study.rates]
 
 
@@ -149,7 +160,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=tuple(STUDIES))
     parser.add_argument("data", type=Path)
-    parser.add_argument("--weights", type=Path, required=True, help="ours, strided and planar.safetensors")
+    parser.add_argument(
+        "--weights", type=Path, required=True, help="ours, strided and planar.safetensors, as arms need"
+    )
     parser.add_argument("--width", type=int, default=16, help="stem channels of the weights")
     parser.add_argument("--arms", nargs="+", choices=ARMS)
     parser.add_argument("--seeds", type=int, default=5)
@@ -160,8 +173,8 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     end = time.monotonic() + 60 * args.minutes
-    inits, data = make(args.weights, args.runs / "starts"), str(args.data.absolute())
     arms = args.arms or list(STUDIES[args.study].arms)
+    inits, data = make(args.weights, args.runs / f"starts{args.width}", arms), str(args.data.absolute())
     runs = read(args.study)
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
