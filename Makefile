@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?=
+JOBS ?= 2
 NEEDS := pyproject.toml constraints.txt
 
 .PHONY: demo test slow lint wheel tools clean
@@ -12,8 +13,9 @@ NEEDS := pyproject.toml constraints.txt
 demo: .venv/.demo
 	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)")
 
+# Files go to JOBS processes of one thread and 2 GB each; the tests of a file stay together, for what they share.
 test: .venv/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 slow: .venv/.test
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -160,9 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=tuple(STUDIES))
     parser.add_argument("data", type=Path)
-    parser.add_argument(
-        "--weights", type=Path, required=True, help="ours, strided, planar.safetensors, as needed"
-    )
+    parser.add_argument("--weights", type=Path, required=True, help="ours, strided, planar.safetensors, as needed")
     parser.add_argument("--width", type=int, default=16, help="stem channels of the weights")
     parser.add_argument("--arms", nargs="+", choices=ARMS)
     parser.add_argument("--seeds", type=int, default=5)

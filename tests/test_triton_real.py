@@ -173,8 +173,8 @@ def test_ctrl_c_stops_the_server(repository: Path, tmp_path: Path) -> None:
     copy = copied(repository, tmp_path)  # a server of a place of its own, to tell it from the others
     process = start("serve-check", copy)
     mark = f"--model-repository={copy}".encode()
-    _until(lambda: _servers(mark))
-    (pid,) = _servers(mark)
+    _until(lambda: _servers(mark, of=process.pid))
+    (pid,) = _servers(mark, of=process.pid)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -182,15 +182,17 @@ def test_ctrl_c_stops_the_server(repository: Path, tmp_path: Path) -> None:
     _until(lambda: not Path(f"/proc/{pid}").exists(), patience=10)
 
 
-def _servers(mark: bytes) -> list[int]:
+def _servers(mark: bytes, *, of: int) -> list[int]:
+    """The servers that a process has started; a child that a server forks has its words too, until it is another."""
     found = []
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
+    for place in Path("/proc").glob("[0-9]*"):
         try:
-            words = place.read_bytes().split(b"\0")
+            words = (place / "cmdline").read_bytes().split(b"\0")
+            parent = int((place / "stat").read_text().rsplit(")", 1)[1].split()[1])
         except OSError:
             continue
-        if mark in words and words[0].endswith(b"tritonserver"):
-            found.append(int(place.parent.name))
+        if parent == of and mark in words and words[0].endswith(b"tritonserver"):
+            found.append(int(place.name))
     return found
 
 
