@@ -20,9 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+import torch._inductor.config
 from facts import alternate, keep
 
 import svd_hub
+from svd_hub.errors import SvdHubError
 from svd_hub.export import artifact, export
 from svd_hub.export.gpu_timing import channels_last, first_line
 from svd_hub.export.inputs import probe
@@ -62,7 +64,9 @@ def in_torch(model: Any, x: torch.Tensor) -> dict[str, Callable[[], Call]]:
         return lambda: network(x)
 
     def compiled() -> Call:
-        network = torch.compile(copy.deepcopy(model), dynamic=False, options={"freezing": True})
+        network = torch.compile(copy.deepcopy(model), dynamic=False)
+        with torch._inductor.config.patch(freezing=True):  # as an option of torch.compile it does nothing
+            network(x)
         return lambda: network(x)
 
     return {
@@ -75,26 +79,30 @@ def in_torch(model: Any, x: torch.Tensor) -> dict[str, Callable[[], Call]]:
     }
 
 
-def exported(model: Any, x: np.ndarray, folder: Path) -> dict[str, Callable[[], Call]]:
+def exported(x: np.ndarray, made: dict[str, artifact.Artifact | Exception]) -> dict[str, Callable[[], Call]]:
     """Return the ways of the export formats: name -> what prepares one and returns its call."""
 
+    def there(name: str) -> artifact.Artifact:
+        if isinstance(found := made[name], Exception):
+            raise found
+        return found
+
     def torchscript() -> Call:
-        made = artifact_of(model, "torchscript", "fp32", folder)
-        module = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.load(str(made.model)).eval()))
-        volume = torch.from_numpy(x)
-        return lambda: module(volume)
+        module = torch.jit.load(str(there("torchscript fp32").model)).eval()
+        fast, volume = torch.jit.optimize_for_inference(torch.jit.freeze(module)), torch.from_numpy(x)
+        return lambda: fast(volume)
 
     def onnx(precision: str) -> Call:
         from svd_hub.export.run_onnx import Runner
 
-        run = Runner(artifact_of(model, "onnx", precision, folder).folder, threads=1)
-        return lambda: run(x)["logits"]
+        run = Runner(there(f"onnx {precision}").folder, threads=1)
+        return lambda: next(iter(run(x).values()))
 
     def openvino(precision: str) -> Call:
         from svd_hub.export.run_openvino import Runner
 
-        run = Runner(artifact_of(model, "openvino", precision, folder).folder, threads=1)
-        return lambda: run(x)["logits"]
+        run = Runner(there(f"openvino {precision}").folder, threads=1)
+        return lambda: next(iter(run(x).values()))
 
     return {
         "TorchScript fp32, optimised at load": torchscript,
@@ -117,13 +125,27 @@ def artifact_of(model: Any, to: str, precision: str, folder: Path) -> artifact.A
     return artifact.read(place)
 
 
-def measure(model: Any, shape: tuple[int, ...], folder: Path, rounds: int) -> dict[str, Any]:
+def artifacts(model: Any, folder: Path) -> dict[str, artifact.Artifact | Exception]:
+    """Return "format precision" -> its artifact, or why it cannot be made here."""
+    found: dict[str, artifact.Artifact | Exception] = {}
+    for cell in ("torchscript fp32", "onnx fp32", "onnx int8", "openvino fp32", "openvino bf16", "openvino int8"):
+        to, precision = cell.split()
+        try:
+            found[cell] = artifact_of(model, to, precision, folder)
+        except SvdHubError as error:
+            found[cell] = error
+    return found
+
+
+def measure(
+    model: Any, shape: tuple[int, ...], made: dict[str, artifact.Artifact | Exception], rounds: int
+) -> dict[str, Any]:
     """Return the ratios, differences and times of all ways at a shape; of one that cannot be gone, why."""
     x = probe(shape, model.preprocess, seed=1)
     calls: dict[str, Call] = {}
     told: dict[str, Any] = {}
     found: dict[str, torch.Tensor] = {}
-    for name, prepare in (in_torch(model, torch.from_numpy(x)) | exported(model, x, folder)).items():
+    for name, prepare in (in_torch(model, torch.from_numpy(x)) | exported(x, made)).items():
         try:
             calls[name] = prepare()
             found[name] = torch.as_tensor(calls[name]()).clone()
@@ -159,10 +181,10 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = svd_hub.load(NAME, weights=None)
-    shapes = {}
+    made, shapes = artifacts(model, args.artifacts), {}
     with torch.inference_mode():
         for shape in SHAPES:
-            shapes["x".join(map(str, shape))] = measure(model, shape, args.artifacts, args.rounds)
+            shapes["x".join(map(str, shape))] = measure(model, shape, made, args.rounds)
     keep("inference", {"network": NAME, "shapes": shapes, "aims met": aims_met(shapes)})
 
 
