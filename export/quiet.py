@@ -27,7 +27,7 @@ TALKERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx")  #
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Leave out the warnings of `EXPECTED`, the exporters' logs below errors, and what they print."""
-    root, nowhere = logging.getLogger(), logging.NullHandler()
+    root, usual = logging.getLogger(), logging.lastResort or logging.NullHandler()
     loggers = [logging.getLogger(name) for name in TALKERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -35,13 +35,13 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=message)
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        root.addHandler(nowhere)  # with no handler at all, logging would lastingly set one up
+        root.addHandler(usual)  # with no handler at all, logging.warning() would lastingly set one up
         root.addFilter(_not_advice)
         try:
             yield
         finally:
             root.removeFilter(_not_advice)
-            root.removeHandler(nowhere)
+            root.removeHandler(usual)
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
 
