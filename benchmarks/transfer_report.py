@@ -97,30 +97,41 @@ def against(
     return [f"{told.value:+.4f} ({told.low:+.4f}, {told.high:+.4f})", f"{told.below_zero:.3f}", test]
 
 
-def dice(runs: Runs, columns: list[str]) -> str:
-    """Return the table of mean Dice for each part of a segmentation study, ours against each arm."""
+def dice(runs: Runs, columns: list[str], *, folds: bool) -> str:
+    """Return the table of mean Dice for each part of a segmentation study, ours against each arm.
+
+    Args:
+        runs: of the study.
+        columns: of the scores, whose mean is a case's.
+        folds: parts are folds: a last block has the cases of all of them that every arm has.
+    """
     found = finals(runs)
     parts = sorted({part for _, _, part in found})
+    blocks: list[tuple[str, list[float]]] = [(f"{part:g}", [part]) for part in parts]
+    if folds:
+        blocks.append(("all", [part for part in parts if complete(found, [part])[1]]))
     rows = []
-    for part in parts:
-        arms, seeds, _ = complete({key: row for key, row in found.items() if key[2] == part}, [part])
+    for name, of in blocks:
+        here = {key: row for key, row in found.items() if key[2] in of}
+        arms, seeds, _ = complete(here, of)
         if not seeds:
             continue
-        means = {arm: per_case(runs, [found[arm, seed, part] for seed in seeds], columns) for arm in arms}
-        patients = pooled(runs, [found[OURS, seeds[0], part]], columns[0])[2]
+        picked = {arm: [[found[arm, seed, part] for part in of] for seed in seeds] for arm in arms}
+        means = {arm: per_case(runs, picked[arm], columns) for arm in arms}
+        patients = pooled(runs, picked[OURS][0], columns[0])[2]
         for arm in arms:
-            cells = [f"{part:g}", arm, f"{np.nanmean(means[arm]):.4f}", str(seeds)]
+            cells = [name, arm, f"{np.nanmean(means[arm]):.4f}", str(len(patients)), str(seeds)]
             if arm != OURS:
                 told = bootstrap_mean(means[OURS] - means[arm], patients)
                 cells.append(f"{told.value:+.4f} ({told.low:+.4f}, {told.high:+.4f})")
-            rows.append([*cells, ""][:5])
-    return table(["part", "start", "Dice", "seeds", "ours minus it, 95 %"], rows)
+            rows.append([*cells, ""][:6])
+    return table(["part", "start", "Dice", "cases", "seeds", "ours minus it, 95 %"], rows)
 
 
-def per_case(runs: Runs, rows: list[dict[str, Any]], columns: list[str]) -> NDArray[np.float64]:
-    """Return each case's Dice, the mean over organs and seeds."""
+def per_case(runs: Runs, seeds: list[list[dict[str, Any]]], columns: list[str]) -> NDArray[np.float64]:
+    """Return each case's Dice, the mean over organs and seeds; of each seed its runs, whose cases follow each other."""
     values: NDArray[np.float64] = np.mean(
-        [[pooled(runs, [row], column)[0] for column in columns] for row in rows], axis=(0, 1)
+        [[pooled(runs, rows, column)[0] for column in columns] for rows in seeds], axis=(0, 1)
     )
     return values
 
@@ -135,7 +146,8 @@ def main() -> None:
     if args.study == "nodules":
         text = nodules(runs, args.data)
     else:
-        text = dice(runs, ["nodule"] if args.study == "masks" else ["anterior", "posterior"])
+        columns = ["nodule"] if args.study == "masks" else ["anterior", "posterior"]
+        text = dice(runs, columns, folds=args.study == "masks")
     write_text(RESULTS / f"transfer_{args.study}.md", text + "\n")
     print(text)
 
