@@ -30,6 +30,18 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Eager fp32 takes {base} ms of processor time. {told}.", ""])
 
 
+def in_bf16(result: dict[str, Any]) -> str:
+    """Return what was measured on a processor with 16-bit arithmetic, in a sentence."""
+    ratios = {
+        way: " / ".join(f"{found[way]['ratio']:.2f}" for found in result["shapes"].values())
+        for way in result["shapes"][next(iter(result["shapes"]))]
+        if way in ("optimised fp32", "optimised bf16")
+    }
+    at = ", ".join(result["shapes"])
+    told = "; ".join(f"{way} {ratio}" for way, ratio in ratios.items())
+    return f"At {at} on another machine: {told}. {machine(result['machine'])}.\n"
+
+
 def machine(facts: dict[str, Any]) -> str:
     """Return where and when, in a line."""
     bits = [flag for flag in ("avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in facts["flags"]]
@@ -66,7 +78,10 @@ def main() -> None:
     result = json.loads((RESULTS / "inference.json").read_text())
     readme = (ROOT / "README.md").read_text()
     head, rest = readme.split(BEGIN)
-    write_text(ROOT / "README.md", head + BEGIN + table(result) + END + rest.split(END, 1)[1])
+    text = table(result)
+    if (other := RESULTS / "inference_bf16.json").is_file():
+        text += in_bf16(json.loads(other.read_text()))
+    write_text(ROOT / "README.md", head + BEGIN + text + END + rest.split(END, 1)[1])
     picture(result, ROOT / "docs" / "inference.png")
 
 

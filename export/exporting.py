@@ -110,8 +110,8 @@ def checked(network: Network, row: Format, precision: str, folder: Path, volumes
     """Return parity by the format's own runner, or by another runtime where that one cannot run it on a CPU."""
     run, note = open_runner(row, precision, folder)
     if run is None:
-        bounds = {"tolerance": TOLERANCES[network.norm, precision], "least_agreement": AGREEMENT[precision]}
-        return Report(runner="", measure="", note=note, **bounds)  # type: ignore[arg-type]
+        tolerance, agreement = TOLERANCES[network.norm, precision], AGREEMENT[precision]
+        return Report(runner="", measure="", tolerance=tolerance, least_agreement=agreement, note=note)
     return measure(network, run, run.provider, precision, volumes, note)
 
 

@@ -180,7 +180,7 @@ def ways_of(
     there = torch.from_numpy(volume).to(place.torch)
     ways: dict[str, Timed] = {}
     if network is not None:
-        ways |= eager_ways(network.source, network.kind, there, compiled=timing.compiled)  # type: ignore[arg-type]
+        ways |= eager_ways(network.source, network.kind, there, compiled=timing.compiled)
     own = f"onnxruntime {found.precision}"
     settings = {own: place.exact}
     if place.exact and found.precision == "fp32":

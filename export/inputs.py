@@ -87,7 +87,7 @@ def _files(folder: Path, model: Any) -> list[np.ndarray]:
     """Return every image of a folder, in the order of names, through the network's preprocessing."""
     if not folder.is_dir():
         raise OptionError(f"calibration={os.fspath(folder)!r} is no folder. Next: check the path")
-    found = []  # type: ignore[var-annotated]
+    found: list[np.ndarray] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or len(found) >= MOST:
             continue

@@ -33,6 +33,9 @@ class Network(nn.Module):
         source: the network it was made from, for parity.
     """
 
+    source: Backbone
+    inner: Any
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         if not isinstance(model, Backbone):
@@ -68,6 +71,9 @@ def returned(model: Any, kind: str, volume: Tensor) -> tuple[Tensor, ...]:
 class StatisticsOfBatch(nn.Module):
     """A batch norm by the statistics of its input, as an instance norm of all images together: one plain operator."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, norm: BatchStatistics3d) -> None:
         super().__init__()
         self.register_buffer("weight", norm.weight.detach())
@@ -77,7 +83,7 @@ class StatisticsOfBatch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, c, d, h, w = x.shape
         together = x.transpose(0, 1).reshape(1, c, n * d, h, w)
-        y = torch.instance_norm(together, self.weight, self.bias, None, None, True, 0.0, self.eps, False)  # type: ignore[arg-type]
+        y = torch.instance_norm(together, self.weight, self.bias, None, None, True, 0.0, self.eps, False)
         return y.reshape(c, n, d, h, w).transpose(0, 1)
 
 
@@ -108,10 +114,10 @@ def padded(found: Sequence[Tensor], count: int | Tensor, most: int) -> tuple[Ten
     boxes, scores, labels, images = found
     place = torch.arange(images.shape[0], device=images.device) - torch.searchsorted(images, images)
     row = images * most + place
-    flat = count * most
-    all_boxes = boxes.new_zeros((flat, 4)).index_copy(0, row, boxes)  # type: ignore[arg-type]
-    all_scores = scores.new_zeros((flat,)).index_copy(0, row, scores)  # type: ignore[arg-type]
-    all_labels = labels.new_full((flat,), -1).index_copy(0, row, labels)  # type: ignore[arg-type]
+    flat: Any = count * most  # a number that is traced, where a detector is
+    all_boxes = boxes.new_zeros((flat, 4)).index_copy(0, row, boxes)
+    all_scores = scores.new_zeros((flat,)).index_copy(0, row, scores)
+    all_labels = labels.new_full((flat,), -1).index_copy(0, row, labels)
     return all_boxes.view(-1, most, 4), all_scores.view(-1, most), all_labels.view(-1, most)
 
 

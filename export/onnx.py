@@ -95,7 +95,7 @@ def single_precision(network: Network, profile: Profile, opset: int) -> Any:
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "onnxscript", "onnx") from error
     body: nn.Module = GraphDetector(network.inner) if network.kind == "detections" else network
-    sample = torch.zeros(profile.sample(network.source.feature_info[-1].stride))  # type: ignore[arg-type,index,union-attr]
+    sample = torch.zeros(profile.sample(network.source.feature_info[-1].stride))
     axes = {index: name for index, name in zip((0, 2, 3, 4), AXES, strict=True) if name in profile.dynamic}
     with quiet(), torch.no_grad():
         program = torch.onnx.export(

@@ -148,11 +148,12 @@ def compare(
     if told != asked:
         raise SvdHubError(f"for a volume of {volume.shape} the artifact returned {told}, the network {asked}")
     finite = all(np.isfinite(array).all() for array in found.values())
+    agreement: float | None
     if kind == "detections":
         agreement, errors = matched(found, wanted)
     else:
         errors = {name: relative(found[name], wanted[name]) for name in wanted}
-        agreement = _agreement(found, wanted, kind, TOLERANCES["group", precision]) if finite else None  # type: ignore[assignment]
+        agreement = _agreement(found, wanted, kind, TOLERANCES["group", precision]) if finite else None
     return Case(shape=volume.shape, errors=errors, finite=bool(finite), agreement=agreement)
 
 

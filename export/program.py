@@ -43,7 +43,7 @@ def build(order: Order, folder: Path) -> dict[str, Any]:
 def followed(order: Order) -> torch.export.ExportedProgram:
     """Return the program of a network, its open axes open."""
     body = InPrecision(order.network, order.precision).eval()
-    sample = torch.zeros(order.profile.sample(order.network.source.feature_info[-1].stride))  # type: ignore[arg-type,index,union-attr]
+    sample = torch.zeros(order.profile.sample(order.network.source.feature_info[-1].stride))
     named = zip((0, 2, 3, 4), AXES, strict=True)
     axes = {index: torch.export.Dim.DYNAMIC for index, name in named if name in order.profile.dynamic}
     with quiet(), torch.no_grad(), symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]

@@ -115,11 +115,11 @@ def original(found: Artifact, model: Any, options: Mapping[str, Any]) -> tuple[N
         if asked:
             raise
         return None, "its network cannot be loaded here"
-    if weights_sha256(network.source) != found.manifest["weights_sha256"]:  # type: ignore[arg-type]
+    if weights_sha256(network.source) != found.manifest["weights_sha256"]:
         if asked:
             raise CheckpointError(
                 f"{model} is not the network that {found.folder} was made from: sha256 of its tensors "
-                f"{weights_sha256(network.source)}, expected {found.manifest['weights_sha256']}"  # type: ignore[arg-type]
+                f"{weights_sha256(network.source)}, expected {found.manifest['weights_sha256']}"
             )
         return None, f"{model} is not what the artifact was made from (a new head, or another release of it)"
     return network, ""

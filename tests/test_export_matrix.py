@@ -1,0 +1,182 @@
+"""The matrix: every kind of network in every format and precision of the table, made, and held against eager.
+
+Narrow networks of each kind of output here, of every architecture and of full width in the slow suite. TensorRT and
+Triton have suites of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from helpers_export import KINDS, exportable, follow_once, shape_of
+from helpers_networks import sides
+
+import svd_hub
+from svd_hub.errors import IntegrityError, OptionError
+from svd_hub.export import artifact, export, verify
+from svd_hub.export.formats import FORMATS, check_cell
+from svd_hub.export.inputs import probe
+from svd_hub.export.network import described
+
+HERE = ("torchscript", "torch_export", "onnx", "openvino")
+QUICK = ("resnet3d", "pooled", "pyramid", "fcn3d", "unet3d", "genesis", "detector_small")  # of every kind of output
+PLACES = re.compile(rb"/(tmp|home|root|usr|var|opt|work|mnt)/|site-packages|pytest-of|\.py\b")
+# Full width: entry -> options of load, typical (D, H, W). Random weights where the real ones are not in the package.
+FULL: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
+    "resnet3d18_imagenet": ({"num_classes": 32}, (3, 64, 64)),
+    "resnet3d50_imagenet": ({"features_only": True}, (3, 64, 64)),
+    "resnet3d18_imagenet_acs": ({"num_classes": 32, "convolution": "acs"}, (16, 64, 64)),
+    "densenet3d121_imagenet_i3d": ({"num_classes": 32}, (16, 64, 64)),
+    "resnet3d18_med3d23": ({}, (16, 64, 64)),
+    "segresnet_suprem": ({}, (32, 32, 32)),
+    "unet3d_genesis": ({}, (32, 32, 32)),
+    "mp3d63_coco_detector": ({}, (3, 128, 128)),
+    "resnet3d18w16_tinyimagenet": ({}, (3, 64, 64)),
+    "unet3d18w16_ctorgans": ({}, (16, 64, 64)),
+}
+
+
+def cells(model: Any) -> list[tuple[str, str]]:
+    """The cells of the table that can hold a network."""
+    found = []
+    for to in HERE:
+        for precision in FORMATS[to].precisions:
+            with contextlib.suppress(OptionError):
+                check_cell(to, precision, described(model)[0])
+                found.append((to, precision))
+    return found
+
+
+def made(model: Any, to: str, precision: str, folder: Path, shape: tuple[int, ...]) -> artifact.Artifact:
+    options: dict[str, Any] = {}
+    if precision == "int8":  # what lies outside of what it was calibrated with is no fair question
+        rule = getattr(model, "preprocess", None)
+        channels = int(model.options.get("in_channels", 1))
+        data = [probe((1, channels, *shape), rule, seed=seed)[0] for seed in range(4)]
+        options = {"calibration": data, "largest": shape}
+    return export(model, to, folder, precision=precision, shape=shape, **options)
+
+
+def check(model: Any, to: str, precision: str, folder: Path, shape: tuple[int, ...]) -> None:
+    """One cell, as a user would have it: made, within its tolerance at four shapes or more, and sound."""
+    found = made(model, to, precision, folder, shape)
+    told = found.manifest["parity"]
+    assert told["passed"]
+    assert told["runner"], told["note"]
+    assert len(told["cases"]) >= 4
+    assert {case["shape"][0] for case in told["cases"]} == {1, 3}
+    assert all(case["finite"] for case in told["cases"])
+    assert (found.format.name, found.precision) == (to, precision)
+    for path in folder.iterdir():
+        assert not PLACES.search(path.read_bytes()), path.name
+    if to == "onnx":
+        check_graph(found, precision)
+
+
+def check_graph(found: artifact.Artifact, precision: str) -> None:
+    """The file of a cell is plain ONNX, valid, and really in its precision."""
+    model = onnx.load(found.model)
+    onnx.checker.check_model(model, full_check=True)
+    assert {imported.domain for imported in model.opset_import} == {""}
+    assert not model.graph.value_info
+    types = [tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 5]
+    low = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
+    if precision == "int8":
+        operators = found.manifest["built"]["operators"]
+        assert operators["QuantizeLinear"] > operators["Conv"]
+        assert operators["DequantizeLinear"] > 2 * operators["Conv"]  # its input and its kernel
+    else:
+        assert set(types) == {low.get(precision, onnx.TensorProto.FLOAT)}
+
+
+@pytest.mark.parametrize("kind", QUICK)
+def test_every_cell(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow_once(monkeypatch, kind)
+    batch_norms = kind not in ("genesis", "detector_small")
+    shape = sides(kind) if batch_norms else shape_of(kind)
+    for to, precision in cells(exportable(kind)):
+        check(exportable(kind), to, precision, tmp_path / f"{to}_{precision}", shape)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in QUICK])
+def test_every_cell_of_every_architecture(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow_once(monkeypatch, kind)
+    for to, precision in cells(exportable(kind)):
+        check(exportable(kind), to, precision, tmp_path / f"{to}_{precision}", shape_of(kind))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", FULL)
+def test_every_cell_at_full_width(name: str, tmp_path: Path) -> None:
+    options, shape = FULL[name]
+    torch.manual_seed(0)
+    bundled = svd_hub.get_entry(name).source.kind == "bundled"
+    model = svd_hub.load(name, **options, **({} if bundled else {"weights": None})).eval()
+    for to, precision in cells(model):
+        check(model, to, precision, tmp_path / f"{to}_{precision}", shape)
+
+
+def test_the_quick_ones_are_of_every_kind_of_output() -> None:
+    assert {described(exportable(kind))[0] for kind in QUICK} == {
+        kind for row in FORMATS.values() for kind in row.kinds
+    }
+    assert set(HERE) | {"tensorrt", "triton"} == set(FORMATS)
+
+
+@pytest.mark.parametrize("to", HERE)
+def test_the_same_bytes_on_a_second_run(to: str, tmp_path: Path) -> None:
+    """Followed anew, in another folder; fp16 too, where the graph is rewritten."""
+    model = exportable("resnet3d")
+    for precision in {"fp32", "fp16"} & set(FORMATS[to].precisions):
+        one, two = (made(model, to, precision, tmp_path / at / precision, sides("resnet3d")) for at in ("a", "b"))
+        same = {name: told["sha256"] for name, told in one.manifest["files"].items()}
+        assert same == {name: told["sha256"] for name, told in two.manifest["files"].items()}
+
+
+@pytest.mark.parametrize("to", HERE)
+def test_verified_again_and_damage_is_found(to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow_once(monkeypatch, "pooled")
+    model = exportable("pooled")
+    found = made(model, to, "fp32", tmp_path / "a", sides("pooled"))
+    checked = verify(found.folder, model=model)
+    assert checked.passed
+    assert checked.golden is not None
+    assert checked.parity is not None
+    weights = max(found.folder.iterdir(), key=lambda path: path.stat().st_size)
+    weights.write_bytes(_flipped(weights.read_bytes()))
+    with pytest.raises(IntegrityError, match=f"{weights.name}: expected sha256"):
+        verify(found.folder, model=model)
+
+
+def _flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def test_a_wrong_answer_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sealed anew with other numbers, every hash holds; parity and the golden pair do not."""
+    follow_once(monkeypatch, "pooled")
+    model = exportable("pooled")
+    found = made(model, "onnx", "fp32", tmp_path / "a", sides("pooled"))
+    graph = onnx.load(found.model)
+    kernel = next(tensor for tensor in graph.graph.initializer if len(tensor.dims) == 5)
+    kernel.CopyFrom(onnx.numpy_helper.from_array(1.01 * onnx.numpy_helper.to_array(kernel), kernel.name))
+    onnx.save(graph, found.model)
+    kept: Callable[[str], bool] = lambda name: name not in ("files", "artifact_sha256", "schema")  # noqa: E731
+    artifact.seal(found.folder, {name: told for name, told in found.manifest.items() if kept(name)})
+    checked = verify(found.folder, model=model)
+    assert not checked.passed
+    assert checked.golden is not None
+    assert not checked.golden.passed
+    assert checked.parity is not None
+    assert not checked.parity.passed
