@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import json
 import sys
@@ -353,6 +354,7 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+@functools.cache
 def _add_commands() -> None:
     found = {point.name: point.value for point in entry_points(group="svd_hub.commands")}
     for module in {**COMMANDS, **found}.values():

@@ -350,8 +350,7 @@ def test_pairs_are_looked_at_and_wrong_ones_named(tmp_path: Path) -> None:
     (batch / "segmentation-1.nii").unlink()
     write_volume(batch / "segmentation-3.nii", volumes.anatomy(3)[1][1:])
     write_volume(batch / "segmentation-5.nii", volumes.anatomy(5)[1] * 3)
-    if "prepare" not in {command.name for command in cli.app.registered_commands}:
-        cli._add_commands()
+    cli._add_commands()
     result = CliRunner().invoke(
         cli.app, ["prepare", "lits", str(source), str(tmp_path / "out")], catch_exceptions=False
     )

@@ -14,8 +14,7 @@ from svd_hub.spoken import in_options
 
 @pytest.fixture(autouse=True)
 def _commands() -> None:
-    if not typer.main.get_command(cli.app).commands.keys() >= {"predict", "train", "export"}:
-        cli._add_commands()
+    cli._add_commands()
 
 
 def said(monkeypatch: pytest.MonkeyPatch, typed: str, message: str) -> str:
