@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import pytest
-import typer
 
 import svd_hub
 from svd_hub import cli
