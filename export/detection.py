@@ -31,7 +31,6 @@ from ..ops.boxes import area
 
 LARGEST_TOP_K = 3839  # TensorRT: K < 3840
 NONE = -1e30  # the score of a box that is none; finite, because not every runtime sorts infinity well
-FAR = -1e6  # pixels: a box so far outside pools zeros, whatever the runtime's border rule
 
 
 class GraphDetector(nn.Module):
@@ -71,16 +70,28 @@ class GraphDetector(nn.Module):
         return best(moved, scores, detector.nms_threshold, max(0.0, detector.score_threshold), detector.max_detections)
 
     def pooled(self, maps: Sequence[Tensor], boxes: Tensor, images: Tensor, sound: Tensor) -> Tensor:
-        """Return what `multilevel_roi_align` does: every level pools all boxes, those of other levels far outside."""
+        """Return what `multilevel_roi_align` does: every level pools all boxes, of which its own are taken.
+
+        In place of the others it pools a box of one cell a bin. A box far outside would do by the rule of ONNX, but
+        OpenVINO gives NaN for such on some processors.
+        """
         rule = self.detector.convention
         ratio = area(boxes).sqrt() / FINEST_SIZE + 1e-6  # as svd_hub.ops.roi_levels; 2 ** level <= ratio
         level = sum((ratio >= 2.0**k).to(torch.int64) for k in range(1, len(maps)))
         total = torch.zeros((), device=boxes.device)
         for number, (features, stride) in enumerate(zip(maps, STRIDES, strict=False)):
-            own = torch.where(((level == number) & sound)[:, None], boxes, torch.full_like(boxes, FAR))
-            total = total + torch.ops.svd_hub_export.roi_align(
-                features.float(), own, images, ROI_SIZE, 1.0 / stride, rule.roi_samples, rule.roi_aligned
+            own = (level == number) & sound
+            other = torch.tensor([0.0, 0.0, ROI_SIZE * stride, ROI_SIZE * stride], device=boxes.device)
+            found = torch.ops.svd_hub_export.roi_align(
+                features.float(),
+                torch.where(own[:, None], boxes, other),
+                images,
+                ROI_SIZE,
+                1.0 / stride,
+                rule.roi_samples,
+                rule.roi_aligned,
             )
+            total = total + torch.where(own[:, None, None, None], found, torch.zeros_like(found))
         return total
 
 
