@@ -49,8 +49,8 @@ def build(order: Order, folder: Path) -> dict[str, Any]:
     }
 
 
-def graph(order: Order) -> Any:
-    """Return the ONNX model of an order, checked."""
+def graph(order: Order, *, behind_concat: bool = True) -> Any:
+    """Return the ONNX model of an order, checked; `behind_concat` is `quantise.quantised`'s."""
     try:
         import onnx
     except ModuleNotFoundError as error:
@@ -65,7 +65,7 @@ def graph(order: Order) -> Any:
     elif order.precision == "int8":
         from .quantise import quantised
 
-        model = quantised(model, order.calibration)
+        model = quantised(model, order.calibration, behind_concat=behind_concat)
     finish(model, order.network, order.profile, order.facts)
     if model.ByteSize() > LARGEST:
         raise OptionError(f"the network has {model.ByteSize():,} bytes; allowed: {LARGEST:,}. Next: precision='fp16'")

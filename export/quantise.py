@@ -22,12 +22,13 @@ QUANTISED = ("Conv", "ConvTranspose", "Gemm", "Add")
 _OPTIONS = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
 
 
-def quantised(model: Any, calibration: Sequence[np.ndarray]) -> Any:
+def quantised(model: Any, calibration: Sequence[np.ndarray], *, behind_concat: bool = True) -> Any:
     """Return a float32 ONNX model with Q/DQ pairs about its convolutions, matrix products and sums.
 
     Args:
         model: as `onnx.single_precision` made it.
         calibration: arrays (C, D, H, W), as the network takes them.
+        behind_concat: also convolutions that read a Concat, as a U-Net's decoder has them.
 
     Raises:
         OptionError: no calibration data.
@@ -44,6 +45,7 @@ def quantised(model: Any, calibration: Sequence[np.ndarray]) -> Any:
         from onnxruntime import quantization as q
     except ModuleNotFoundError as error:
         raise MissingExtraError("onnxruntime", "onnx") from error
+    left = [] if behind_concat else _behind_concat(model.graph)
     with tempfile.TemporaryDirectory() as name, quiet():
         before, after = Path(name) / "before.onnx", Path(name) / "after.onnx"
         onnx.save(model, before)
@@ -53,6 +55,7 @@ def quantised(model: Any, calibration: Sequence[np.ndarray]) -> Any:
             reader(calibration),
             quant_format=q.QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTISED),
+            nodes_to_exclude=left,
             per_channel=True,
             activation_type=q.QuantType.QInt8,
             weight_type=q.QuantType.QInt8,
@@ -60,6 +63,12 @@ def quantised(model: Any, calibration: Sequence[np.ndarray]) -> Any:
             extra_options=dict(_OPTIONS),
         )
         return onnx.load(after)
+
+
+def _behind_concat(graph: Any) -> list[str]:
+    """Return the names of the convolutions whose input a Concat made."""
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    return [node.name for node in graph.node if node.op_type == "Conv" and makers.get(node.input[0]) == "Concat"]
 
 
 def reader(calibration: Sequence[np.ndarray]) -> Any:
