@@ -161,7 +161,7 @@ def test_the_quick_ones_are_of_every_kind_of_output() -> None:
 
 @pytest.mark.parametrize(("to", "precision"), [("torchscript", "bf16"), ("torch_export", "fp32"), ("onnx", "fp16")])
 def test_the_same_bytes_on_a_second_run(to: str, precision: str, tmp_path: Path) -> None:
-    """Followed anew, in another folder, and rewritten anew where the precision is lower. (OpenVINO numbers its nodes.)"""
+    """Followed anew, in another folder, and rewritten anew in lower precision. (OpenVINO numbers its nodes.)"""
     model = exportable("pooled")
     one, two = (made(model, to, precision, tmp_path / at, sides("pooled")).manifest["files"] for at in ("a", "b"))
     assert {name: told["sha256"] for name, told in one.items()} == {name: told["sha256"] for name, told in two.items()}
