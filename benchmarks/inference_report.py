@@ -27,7 +27,9 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"| {way} | {' | '.join(cells)} | {f'{max(worst):.0e}' if worst else '-'} |")
     base = ", ".join(f"{result['shapes'][shape][EAGER]['process_s'] * 1e3:.0f}" for shape in shapes)
     told = machine(result["machine"])
-    return "\n".join([*lines, "", f"Eager fp32 takes {base} ms of processor time. {told}.", ""])
+    rounds = result["shapes"][shapes[0]][EAGER]["rounds"]
+    how = f"Eager fp32 takes {base} ms of processor time; medians of {rounds} rounds in turn. {told}."
+    return "\n".join([*lines, "", how, ""])
 
 
 def in_bf16(result: dict[str, Any]) -> str:
