@@ -114,7 +114,7 @@ def padded(found: Sequence[Tensor], count: int | Tensor, most: int) -> tuple[Ten
     boxes, scores, labels, images = found
     place = torch.arange(images.shape[0], device=images.device) - torch.searchsorted(images, images)
     row = images * most + place
-    flat: Any = count * most  # a number that is traced, where a detector is
+    flat: Any = count * most  # torch takes a traced number for a size; its annotations do not
     all_boxes = boxes.new_zeros((flat, 4)).index_copy(0, row, boxes)
     all_scores = scores.new_zeros((flat,)).index_copy(0, row, scores)
     all_labels = labels.new_full((flat,), -1).index_copy(0, row, labels)

@@ -53,6 +53,7 @@ class Runner:
             )
         if check:
             artifact.check(self.artifact)
+        _refuse_joined(self.artifact)
         hint = (HINTS if device.startswith("CPU") else GPU_HINTS)[self.artifact.precision]
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint}
         if threads is not None:
@@ -65,6 +66,20 @@ class Runner:
         """Return the outputs by name for a volume (N, C, D, H, W), float32."""
         found = self._request.infer({0: volume})
         return {name: found[index].copy() for index, name in enumerate(self.artifact.outputs)}
+
+
+def _refuse_joined(found: artifact.Artifact) -> None:
+    """Refuse int8 of other formats whose maps are joined: OpenVINO 2026.4 rounds the parts before a Concat once more.
+
+    Raises:
+        OptionError: it is such a one.
+    """
+    joins = "Concat" in found.manifest["built"].get("operators", {})
+    if found.precision == "int8" and found.format.name != "openvino" and joins:
+        raise OptionError(
+            f"{found.folder} is int8 of {found.format.name} and joins maps: OpenVINO could be wrong by a tenth; "
+            "allowed: int8 of openvino, which leaves the layers behind in fp32. Next: svd-hub export --to openvino"
+        )
 
 
 def compiled(path: Path, device: str, settings: dict[str, Any]) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from svd_hub.export import artifact, export, verify
 from svd_hub.export.formats import FORMATS, check_cell
 from svd_hub.export.inputs import probe
 from svd_hub.export.network import described
+from svd_hub.export.run_openvino import Runner as OpenVINO
 
 HERE = ("torchscript", "torch_export", "onnx", "openvino")
 # Kinds of every output, and the cells of each that fit into the time of `make test`; all others are in the slow suite.
@@ -36,6 +36,9 @@ QUICK = {
     "genesis": (*FP32, *SIXTEEN),
     "detector_small": (*FP32, "onnx fp16"),
 }
+# (output, precision) of random weights -> least agreement, and how many times the table's tolerance: their scores are
+# so near to each other that rounding changes the order of labels and boxes, and a box may be held against another.
+RANDOM = {("detections", "fp16"): (0.8, 2), ("detections", "bf16"): (0.8, 2), ("map", "int8"): (0.5, 1)}
 PLACES = re.compile(rb"/(tmp|home|root|usr|var|opt|work|mnt)/|site-packages|pytest-of|\.py\b")
 # Full width: entry -> options of load, typical (D, H, W). Random weights where the real ones are not in the package.
 FULL: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
@@ -70,31 +73,27 @@ def made(model: Any, to: str, precision: str, folder: Path, shape: tuple[int, ..
         channels = int(model.options.get("in_channels", 1))
         data = [probe((1, channels, *shape), rule, seed=seed)[0] for seed in range(4)]
         options = {"calibration": data, "largest": shape}
-    noise = least_agreement(model, precision) is not None
-    return export(model, to, folder, precision=precision, shape=shape, keep_failing=noise, **options)
+    random = _random(model, precision) is not None
+    return export(model, to, folder, precision=precision, shape=shape, keep_failing=random, **options)
 
 
-def least_agreement(model: Any, precision: str) -> float | None:
-    """What can be asked of labels and boxes that random weights give in lower precisions; None: what of any network.
-
-    Their scores are so near to each other that rounding changes the order. Numbers are held to the table all the same.
-    """
-    if "ours" in str(getattr(getattr(model, "entry", None), "status", "")) or precision == "fp32":
+def _random(model: Any, precision: str) -> tuple[float, int] | None:
+    """What is asked of labels and boxes of random weights instead, from `RANDOM`; None: the table's own bounds hold."""
+    if precision == "fp32" or getattr(getattr(model, "entry", None), "status", None) == "ours":
         return None
-    kind = described(model)[0]
-    return {"detections": 0.8, "map": 0.5 if precision == "int8" else None}.get(kind)
+    return RANDOM.get((described(model)[0], precision))
 
 
 def check(model: Any, to: str, precision: str, folder: Path, shape: tuple[int, ...]) -> None:
     """One cell, as a user would have it: made, within its tolerance at four shapes or more, and sound."""
     found = made(model, to, precision, folder, shape)
     told = found.manifest["parity"]
-    least = least_agreement(model, precision)
-    assert told["passed"] or least is not None
-    if least is not None:
-        assert min(1.0 if case["agreement"] is None else case["agreement"] for case in told["cases"]) >= least
-        slack = 2 if least == 0.8 else 1  # boxes that are one box of two
-        assert max(max(case["errors"].values()) for case in told["cases"]) <= slack * told["tolerance"]
+    if (random := _random(model, precision)) is None:
+        assert told["passed"]
+    else:
+        agreement, times = random
+        assert min(1.0 if case["agreement"] is None else case["agreement"] for case in told["cases"]) >= agreement
+        assert max(max(case["errors"].values()) for case in told["cases"]) <= times * told["tolerance"]
     assert told["runner"], told["note"]
     assert len(told["cases"]) >= 4
     assert {case["shape"][0] for case in told["cases"]} == {1, 3}
@@ -196,11 +195,26 @@ def test_a_wrong_answer_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     kernel = next(tensor for tensor in graph.graph.initializer if len(tensor.dims) == 5)
     kernel.CopyFrom(onnx.numpy_helper.from_array(1.01 * onnx.numpy_helper.to_array(kernel), kernel.name))
     onnx.save(graph, found.model)
-    kept: Callable[[str], bool] = lambda name: name not in ("files", "artifact_sha256", "schema")  # noqa: E731
-    artifact.seal(found.folder, {name: told for name, told in found.manifest.items() if kept(name)})
+    _sealed(found)
     checked = verify(found.folder, model=model)
     assert not checked.passed
     assert checked.golden is not None
     assert not checked.golden.passed
     assert checked.parity is not None
     assert not checked.parity.passed
+
+
+def _sealed(found: artifact.Artifact, **changes: Any) -> artifact.Artifact:
+    """The artifact with its manifest written anew, so that every hash holds."""
+    told = {name: value for name, value in found.manifest.items() if name not in ("files", "artifact_sha256", "schema")}
+    return artifact.seal(found.folder, {**told, **changes})
+
+
+def test_openvino_is_not_given_what_it_would_round_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow_once(monkeypatch, "pooled")
+    found = made(exportable("pooled"), "onnx", "int8", tmp_path / "a", sides("pooled"))
+    assert OpenVINO(found.folder).provider.endswith("CPU f32")
+    built = found.manifest["built"]
+    _sealed(found, built={**built, "operators": {**built["operators"], "Concat": 1}})
+    with pytest.raises(OptionError, match=r"is int8 of onnx and joins maps: .* Next: svd-hub export --to openvino"):
+        OpenVINO(found.folder)
