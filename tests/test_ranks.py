@@ -189,7 +189,7 @@ def test_kill_9_of_both_and_resume_gives_the_same_bits(here: Path, two: Path, tm
     if strategy == "fsdp":
         whole = tmp_path / "whole"
         assert both(here, "group", whole, **changes) == [0, 0]
-        assert difference(whole, two) < 1e-5  # sharing the network out changes nothing but rounding
+        assert difference(whole, two) < 1e-4  # sharing the network out changes nothing but rounding
         svd_hub.load(whole / "model.safetensors")
     killed = both(here, "group", folder, callbacks=[At("on_train_batch_start", 8, kill)], **changes)
     assert killed[0] == -signal.SIGKILL
