@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?=
-JOBS ?= 0
+JOBS ?= 2
 NEEDS := pyproject.toml constraints.txt
 
 .PHONY: demo test slow lint wheel tools clean
@@ -13,7 +13,7 @@ NEEDS := pyproject.toml constraints.txt
 demo: .venv/.demo
 	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)")
 
-# JOBS=2: files go to two processes of one thread and 2 GB each; the tests of a file stay together. 0: this process.
+# Files go to JOBS processes of one thread and 2 GB each; the tests of a file stay together. JOBS=0: in this process.
 test: .venv/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 

@@ -33,6 +33,7 @@ app = typer.Typer(
     cls=_RunsByDefault,
     no_args_is_help=True,
     help="Write an entry or a network of your own as what an inference server runs: svd-hub export ENTRY --to ...",
+    epilog="The options of svd-hub export ENTRY: svd-hub export run --help",
 )
 _TO = "; ".join(f"{row.name}: {row.summary}" for row in FORMATS.values())
 _PRECISION = "; ".join(f"{row.name}: {', '.join(row.precisions)}" for row in FORMATS.values())
