@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 import torch._inductor.config
-from facts import alternate, keep, machine
+from facts import alternate, keep
 
 import svd_hub
 from svd_hub.errors import SvdHubError
@@ -172,11 +172,6 @@ def aims_met(shapes: dict[str, dict[str, Any]]) -> dict[str, bool | None]:
     return met
 
 
-def with_bf16() -> str:
-    """Return what a result's name ends with: processors with 16-bit arithmetic have files of their own."""
-    return "_bf16" if {"avx512_bf16", "amx_bf16"} & set(machine()["flags"]) else ""
-
-
 def main() -> None:
     """Measure and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -190,7 +185,7 @@ def main() -> None:
     with torch.inference_mode():
         for shape in SHAPES:
             shapes["x".join(map(str, shape))] = measure(model, shape, made, args.rounds)
-    keep(f"inference{with_bf16()}", {"network": NAME, "shapes": shapes, "aims met": aims_met(shapes)})
+    keep("inference", {"network": NAME, "shapes": shapes, "aims met": aims_met(shapes)})
 
 
 if __name__ == "__main__":

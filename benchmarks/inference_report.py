@@ -32,24 +32,11 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", how, ""])
 
 
-def in_bf16(result: dict[str, Any]) -> str:
-    """Return what was measured on a processor with 16-bit arithmetic, in a sentence."""
-    ratios = {
-        way: " / ".join(f"{found[way]['ratio']:.2f}" for found in result["shapes"].values())
-        for way in result["shapes"][next(iter(result["shapes"]))]
-        if way in ("optimised fp32", "optimised bf16")
-    }
-    at = ", ".join(result["shapes"])
-    told = "; ".join(f"{way} {ratio}" for way, ratio in ratios.items())
-    return f"At {at} on another machine: {told}. {machine(result['machine'])}.\n"
-
-
 def machine(facts: dict[str, Any]) -> str:
     """Return where and when, in a line."""
     bits = [flag for flag in ("avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in facts["flags"]]
-    lacking = [] if {"avx512_bf16", "amx_bf16"} & set(facts["flags"]) else ["no 16-bit arithmetic, so bf16 is slow"]
     threads = "one thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
-    return ", ".join([facts["date"], threads, f"torch {facts['torch']}", f"processor with {', '.join(bits)}", *lacking])
+    return ", ".join([facts["date"], threads, f"torch {facts['torch']}", f"processor with {', '.join(bits)}"])
 
 
 def picture(result: dict[str, Any], file: Path) -> None:
@@ -80,10 +67,7 @@ def main() -> None:
     result = json.loads((RESULTS / "inference.json").read_text())
     readme = (ROOT / "README.md").read_text()
     head, rest = readme.split(BEGIN)
-    text = table(result)
-    if (other := RESULTS / "inference_bf16.json").is_file():
-        text += in_bf16(json.loads(other.read_text()))
-    write_text(ROOT / "README.md", head + BEGIN + text + END + rest.split(END, 1)[1])
+    write_text(ROOT / "README.md", head + BEGIN + table(result) + END + rest.split(END, 1)[1])
     picture(result, ROOT / "docs" / "inference.png")
 
 

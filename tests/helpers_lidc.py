@@ -12,7 +12,10 @@ Square = tuple[int, int, int]  # first column, first row, side of a contour
 
 
 def official_tables(folder: Path, *, seed: int = 0) -> Path:
-    """Tables with the properties of the official ones, which are not at hand.
+    """Tables with the properties of the official ones, which have no licence to be here.
+
+    The official ones themselves (urmagicsmine/CSPR@390a413: data/lidc/train_test_split.csv and
+    medseg/data/lidc/info/) give the same four counts; 268 of their 340 test patients are in training, too.
 
     2,635 nodules; train 2,142 names, all different; test 526, of which 33 are there twice or three times (491
     different); 986 and 246 benign, 337 and 64 malignant, the others undecided; lidc101_1 has mode 0 and is in neither;
