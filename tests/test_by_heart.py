@@ -1,4 +1,4 @@
-"""Every recipe learns a handful of real samples by heart: its own data format, loss and augmentation, and a narrow network.
+"""Every recipe learns a handful of real samples by heart, in its data's own format, with a narrow network.
 
 Validation is on copies of what is trained on, so a recipe whose reading, augmentation, loss and evaluation fit each
 other ends with all of them right. The detectors' mini tiers are the same law (`test_tiers.py`).
