@@ -54,7 +54,7 @@ def photographs(folder: Path) -> Path:
 def rated() -> list[tuple[str, int]]:
     """Names and labels of four benign and four malignant nodules of as many patients."""
     found: dict[str, tuple[str, int]] = {}
-    for row in csv.DictReader((need("lidc_nodules") / "nodules.csv").open()):
+    for row in csv.DictReader((need("lidc_nodules") / "nodules.csv").read_text().splitlines()):
         label = int(row["label"])
         if label >= 0 and sum(other == label for _, other in found.values()) < 4:
             found.setdefault(row["patient_id"], (row["name"], label))
