@@ -219,7 +219,10 @@ def _parity_lines(told: dict[str, Any]) -> list[str]:
     for case in told["cases"]:
         share = "" if case["agreement"] is None else f"  {told['measure']} {case['agreement']:.4f}"
         shape = "x".join(map(str, case["shape"]))
-        lines.append(f"  {shape:>18}  error {max(case['errors'].values()):.1e}{share}")
+        error = max(case["errors"].values())
+        agrees = case["agreement"] is None or case["agreement"] >= told["least_agreement"]
+        mark = "ok" if case["finite"] and error <= told["tolerance"] and agrees else "FAILED"
+        lines.append(f"  {shape:>18}  error {error:.1e}{share}  {mark}")
     return [*lines, *([f"  {told['note']}"] if told["note"] else [])]
 
 

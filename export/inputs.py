@@ -63,7 +63,8 @@ def calibration(data: Any, model: Any, typical: Sequence[int]) -> tuple[np.ndarr
     arrays = _files(Path(data), model) if isinstance(data, str | os.PathLike) else list(data)
     volumes = [_checked(array, typical[1]) for array in arrays[:MOST]]
     if not volumes:
-        raise OptionError(f"no calibration data in {data!r}; allowed: a folder of images, or arrays (C, D, H, W)")
+        where = os.fspath(data) if isinstance(data, str | os.PathLike) else "what was given"
+        raise OptionError(f"no calibration data in {where}; allowed: images, or .npy arrays (C, D, H, W)")
     found = []
     for number, volume in enumerate(volumes):
         larger = any(n > want for n, want in zip(volume.shape[1:], typical[2:], strict=True))

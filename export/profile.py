@@ -117,7 +117,9 @@ def make_profile(
     """
     axes = tuple(axis for axis in AXES if axis in set(dynamic))
     if unknown := [axis for axis in dynamic if axis not in AXES]:
-        raise OptionError(f"dynamic={', '.join(map(repr, unknown))} is not allowed; allowed: {', '.join(AXES)}")
+        raise OptionError(
+            f"dynamic={', '.join(map(repr, unknown))} is not allowed; allowed: {', '.join(AXES)}, or none"
+        )
     sizes, channels = sizes_of(model), channels_of(model)
     axes = tuple(axis for axis in axes if axis == "batch" or sizes.step[AXES.index(axis) - 1])
     middle = _full("shape", shape if shape is not None else typical_sides(model, sizes), channels, sizes)
@@ -133,8 +135,8 @@ def make_profile(
     high = [max(n, m) for n, m in zip(high, middle, strict=True)] if largest is None else high
     if any(not a <= b <= c for a, b, c in zip(low, middle, high, strict=True)):
         raise OptionError(
-            f"smallest={tuple(low)}, shape={tuple(middle)}, largest={tuple(high)} are not in order; allowed: none of "
-            "their sides falls"
+            f"smallest={tuple(low)}, shape={tuple(middle)}, largest={tuple(high)} are not in order; allowed: on each "
+            "axis smallest <= shape <= largest (what was not given is a default)"
         )
     return Profile(tuple(low), tuple(middle), tuple(high), axes, sizes)  # type: ignore[arg-type]
 
@@ -164,7 +166,9 @@ def _full(option: str, given: Sequence[int], channels: int, sizes: Sizes) -> Sha
     shape = (1, channels, *given) if len(given) == 3 else tuple(given)
     whole = all(isinstance(n, int) and n > 0 for n in shape)
     if len(shape) != 5 or not whole or shape[1] != channels:
-        raise OptionError(f"{option}={tuple(given)} is not allowed; allowed: (D, H, W) or (N, {channels}, D, H, W)")
+        raise OptionError(
+            f"{option}={tuple(given)} is not allowed; allowed: (D, H, W) or (N, {channels}, D, H, W), of 1 and more"
+        )
     if not sizes.fits(shape[2:]):
         raise OptionError(
             f"{option}={tuple(given)} is not allowed: the network takes (D, H, W) from {sizes.least} on, in steps of "

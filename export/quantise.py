@@ -62,7 +62,43 @@ def quantised(model: Any, calibration: Sequence[np.ndarray], *, behind_concat: b
             calibrate_method=q.CalibrationMethod.MinMax,
             extra_options=dict(_OPTIONS),
         )
-        return onnx.load(after)
+        found = onnx.load(after)
+    _keep_sums(model.graph, found.graph)
+    return found
+
+
+def _keep_sums(before: Any, after: Any) -> None:
+    """Round the quantised kernels anew, so that the sum of each is what it was to half a step.
+
+    A CT is air for the most part: one value, and far from 0. Each element rounded to its nearest leaves a 7x7x7 kernel
+    whose sum is five steps off, which that value turns into a shift of the whole map (of `resnet3d18w16_lidc`: 0.44 of
+    the logits). The elements that are nearest to the next step go there instead.
+    """
+    from onnx import numpy_helper
+
+    exact = {tensor.name: tensor for tensor in before.initializer}
+    stored = {tensor.name: tensor for tensor in after.initializer}
+    makers = {name: node for node in after.node for name in node.output}
+    kernels = {node.name: node.input[1] for node in before.node if node.op_type == "Conv"}
+    for node in after.node:
+        reads = makers.get(node.input[1]) if node.name in kernels and node.op_type == "Conv" else None
+        if reads is None or reads.op_type != "DequantizeLinear":
+            continue
+        kernel, scale = (numpy_helper.to_array(one) for one in (exact[kernels[node.name]], stored[reads.input[1]]))
+        steps = kernel.reshape(*kernel.shape[:2], -1).astype(np.float64) / scale.reshape(-1, 1, 1)
+        whole = rounded(steps).reshape(kernel.shape).astype(np.int8)
+        stored[reads.input[0]].CopyFrom(numpy_helper.from_array(whole, reads.input[0]))
+
+
+def rounded(steps: np.ndarray) -> np.ndarray:
+    """Return whole numbers of -127 to 127 beside `steps` (..., n), whose sum is theirs to a half where that can be."""
+    whole = np.rint(steps).clip(-127, 127)
+    more = steps - whole  # the largest go up, or the least go down
+    count = np.rint(more.sum(-1, keepdims=True))
+    place = more.argsort(-1, kind="stable").argsort(-1, kind="stable")  # from the least
+    up, down = place >= steps.shape[-1] - count, place < -count
+    found: np.ndarray = (whole + up - down).clip(-127, 127)
+    return found
 
 
 def _behind_concat(graph: Any) -> list[str]:

@@ -53,12 +53,11 @@ class Runner:
         check: bool = True,
         settings: Mapping[str, str] | None = None,
         profile: str | os.PathLike[str] | None = None,
-        **options: Any,
     ) -> None:
         self.artifact = artifact.read(folder)
         if self.artifact.format.name not in FORMATS:
             raise OptionError(
-                f"{folder} is a {self.artifact.format.name}; allowed: {', '.join(FORMATS)}. Next: its own runner"
+                f"{folder} is {self.artifact.format.name}; allowed: {', '.join(FORMATS)}. Next: that format's runner"
             )
         if check:
             artifact.check(self.artifact)

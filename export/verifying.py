@@ -17,7 +17,7 @@ from ..hub import load
 from . import artifact, inputs
 from .artifact import Artifact
 from .contract import Runner
-from .exporting import open_runner
+from .exporting import cases, open_runner
 from .facts import weights_sha256
 from .formats import AGREEMENT, TOLERANCES
 from .network import Network
@@ -90,7 +90,7 @@ def held(found: Artifact, run: Runner | None, network: Network | None, *, note: 
     if network is None or run is None:
         return Verified(golden=golden, parity=None, note=why or note)
     profile = profile_of(found, network)
-    volumes = inputs.samples(profile.cases, getattr(network.source, "preprocess", None))
+    volumes = inputs.samples(cases(found.format, found.precision, profile), getattr(network.source, "preprocess", None))
     if found.precision == "int8":  # what lies outside of what it was calibrated with is no fair question
         return Verified(golden=golden, parity=None, note="int8 is verified by its golden pair, cut from its own data")
     parity = measure(network, run, run.provider, found.precision, volumes, note)
@@ -126,12 +126,15 @@ def original(found: Artifact, model: Any, options: Mapping[str, Any]) -> tuple[N
 
 
 def profile_of(found: Artifact, network: Network) -> Profile:
-    """Return the profile that an artifact was made with."""
-    told = found.manifest["profile"]
-    return make_profile(
-        network.source,
-        shape=told["typical"],
-        smallest=told["smallest"],
-        largest=told["largest"],
-        dynamic=told["dynamic"],
-    )
+    """Return the profile that an artifact was made with.
+
+    Raises:
+        CheckpointError: the manifest does not say it.
+    """
+    try:
+        told = {name: found.manifest["profile"][name] for name in ("typical", "smallest", "largest", "dynamic")}
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{found.folder / artifact.MANIFEST} is damaged (its profile has no {error}). Next: export it again"
+        ) from error
+    return make_profile(network.source, shape=told.pop("typical"), **told)

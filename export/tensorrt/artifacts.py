@@ -90,7 +90,7 @@ def engine(
     """
     found = artifact.read(folder)
     if found.format.name not in ("onnx", "tensorrt"):
-        raise OptionError(f"{folder} is a {found.format.name}; allowed: onnx, tensorrt. Next: export it --to onnx")
+        raise OptionError(f"{folder} is {found.format.name}; allowed: onnx, tensorrt. Next: export it --to onnx")
     told = found.manifest["built"]
     chosen = options_of(settings if settings is not None else told.get("settings", {}))
     machine = here()

@@ -66,7 +66,7 @@ def serve_check(
     """
     found = artifact.read(folder)
     if found.format.name != "triton":
-        raise OptionError(f"{folder} is a {found.format.name}; allowed: triton. Next: svd-hub export ENTRY --to triton")
+        raise OptionError(f"{folder} is {found.format.name}; allowed: triton. Next: svd-hub export ENTRY --to triton")
     if not 1 <= requests <= 1000:
         raise OptionError(f"requests={requests} is not allowed; allowed: 1 to 1000")
     artifact.check(found)
