@@ -206,8 +206,8 @@ HANDFULS: dict[str, tuple[Callable[[Path], Path], dict[str, Any], dict[str, floa
     "OwnVolumes": (lambda folder: own_nodules(folder, column="label"), {EPOCHS: 40}, {"val/auc": 0.93}),
     "OwnMasks": (
         lambda folder: own_nodules(folder, column="mask"),
-        {EPOCHS: 8, PATCHES: 40, "data.init_args.reading.size": [32, 32, 32]},
-        {"val/dice": 0.7},
+        {EPOCHS: 5, PATCHES: 120, "data.init_args.reading.size": [32, 32, 32]},
+        {"val/dice": 0.6},
     ),
 }
 NAMES = [name for name in RECIPES if not name.startswith(("coco", "deeplesion"))]
