@@ -39,15 +39,16 @@ QUICK = {
 # (output, precision) of random weights -> least agreement, and how many times the table's tolerance: their scores are
 # so near to each other that rounding changes the order of labels and boxes, and a box may be held against another.
 RANDOM = {
-    ("detections", "fp16"): (0.8, 6),
-    ("detections", "bf16"): (0.8, 2),
+    ("detections", "fp16"): (0.4, 6),
+    ("detections", "bf16"): (0.4, 2),
     ("logits", "int8"): (0.95, 1.5),  # the rounding of so few channels does not average out
     ("map", "fp16"): (0.97, 1),
     ("map", "bf16"): (0.9, 1),
     ("map", "int8"): (0.5, 1),
 }
-# The same of our own weights: bf16 kernels of some processors round a network of 16 channels a little more.
-OURS = {("logits", "bf16"): (0.97, 1.5)}
+# The same of our own weights, of 16 channels: bf16 kernels of some processors round them a little more, and int8 is
+# calibrated with `probe`s here, not with scans.
+OURS = {("logits", "bf16"): (0.97, 1.5), ("logits", "int8"): (0.95, 1.5), ("map", "int8"): (0.95, 2)}
 # A name of eight letters or more: of 130 MB of weights, some bytes are ".py".
 PLACES = re.compile(rb"/(tmp|home|root|usr|var|opt|work|mnt)/|site-packages|pytest-of|[\w/]{8,}\.py\b")
 # Full width: entry -> options of load, typical (D, H, W). Random weights where the real ones are not in the package.
