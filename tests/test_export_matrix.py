@@ -42,6 +42,7 @@ RANDOM = {
     ("detections", "fp16"): (0.4, 6),
     ("detections", "bf16"): (0.4, 2),
     ("logits", "int8"): (0.95, 1.5),  # the rounding of so few channels does not average out
+    ("pyramid", "int8"): (0, 2),  # of fifty layers on maps of a voxel or two
     ("map", "fp16"): (0.97, 1),
     ("map", "bf16"): (0.9, 1),
     ("map", "int8"): (0.5, 1),
