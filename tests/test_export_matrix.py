@@ -40,7 +40,7 @@ QUICK = {
 # so near to each other that rounding changes the order of labels and boxes, and a box may be held against another.
 RANDOM = {
     ("detections", "fp16"): (0.4, 6),
-    ("detections", "bf16"): (0.4, 2),
+    ("detections", "bf16"): (0.4, 6),
     ("logits", "int8"): (0.95, 1.5),  # the rounding of so few channels does not average out
     ("pyramid", "int8"): (0, 2),  # of fifty layers on maps of a voxel or two
     ("map", "fp16"): (0.97, 1),
