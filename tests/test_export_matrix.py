@@ -49,7 +49,12 @@ RANDOM = {
 }
 # The same of our own weights, of 16 channels: bf16 kernels of some processors round them a little more, and int8 is
 # calibrated with `probe`s here, not with scans.
-OURS = {("logits", "bf16"): (0.97, 1.5), ("logits", "int8"): (0.95, 1.5), ("map", "int8"): (0.95, 2)}
+OURS = {
+    ("logits", "bf16"): (0.97, 1.5),
+    ("logits", "int8"): (0.95, 1.5),
+    ("map", "bf16"): (0.95, 1),
+    ("map", "int8"): (0.95, 2),
+}
 # A name of eight letters or more: of 130 MB of weights, some bytes are ".py".
 PLACES = re.compile(rb"/(tmp|home|root|usr|var|opt|work|mnt)/|site-packages|pytest-of|[\w/]{8,}\.py\b")
 # Full width: entry -> options of load, typical (D, H, W). Random weights where the real ones are not in the package.
