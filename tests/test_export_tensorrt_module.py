@@ -192,7 +192,7 @@ def test_a_graph_of_open_shapes_is_refused(folder: Path, double: Double) -> None
 
 def test_artifacts_of_other_formats_are_refused(double: Double, tmp_path: Path) -> None:
     export(exportable(KIND), "torchscript", tmp_path / "t", shape=SHAPE)
-    with pytest.raises(OptionError, match="is a torchscript; allowed: tensorrt"):
+    with pytest.raises(OptionError, match="is torchscript; allowed: tensorrt"):
         opened(tmp_path / "t")
 
 

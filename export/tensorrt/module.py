@@ -57,7 +57,7 @@ class TensorRTModule(nn.Module):
         super().__init__()
         found = artifact.read(folder)
         if found.format.name != "tensorrt":
-            raise OptionError(f"{folder} is {found.format.name}; allowed: tensorrt. Next: its own runner")
+            raise OptionError(f"{folder} is {found.format.name}; allowed: tensorrt. Next: that format's runner")
         machine = here(index)
         self.key = refuse_other(found, machine)
         if check:
