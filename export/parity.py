@@ -174,7 +174,7 @@ def measure_of(kind: str, cases: Sequence[Case]) -> str:
 def _agreement(
     found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], kind: str, slack: float
 ) -> float | None:
-    """Return the share of images of one class, or the Dice of the labels, None where an output has no classes."""
+    """Return the share of images of one class, or the mean Dice of the labels, None where an output has no classes."""
     a, b = found.get("logits"), wanted.get("logits")
     if a is None or b is None or b.shape[1] < 2:
         return None
@@ -186,13 +186,10 @@ def _agreement(
 
 
 def dice(a: np.ndarray, b: np.ndarray, classes: int) -> float:
-    """Return the Dice of two label maps, pooled over the labels but for 0, the background.
-
-    A mean over the labels would be decided by the few voxels of an organ at the edge of a crop.
-    """
-    one, two, both = (np.bincount(labels, minlength=classes)[1:] for labels in (a.ravel(), b.ravel(), a[a == b]))
-    total = int(one.sum() + two.sum())
-    return float(2 * both.sum() / total) if total else 1.0
+    """Return the mean Dice of the labels that one of two label maps has."""
+    one, two, both = (np.bincount(labels, minlength=classes) for labels in (a.ravel(), b.ravel(), a[a == b]))
+    there = one + two > 0
+    return float((2 * both[there] / (one + two)[there]).mean())
 
 
 def matched(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> tuple[float, dict[str, float]]:

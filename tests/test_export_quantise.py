@@ -9,7 +9,6 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from svd_hub.export import quantise
-from svd_hub.export.parity import dice
 from svd_hub.export.quantise import quantised, rounded
 
 
@@ -54,14 +53,3 @@ def test_air_does_not_shift_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantise, "_keep_sums", lambda before, after: None)
     assert kept < 0.01
     assert error() > 3 * kept
-
-
-def test_dice_is_of_all_organs_together() -> None:
-    wanted = np.zeros((1, 10, 10, 10), int)
-    wanted[:, :5], wanted[0, 9, 9, 9] = 1, 2
-    found = wanted.copy()
-    found[0, 9, 9, 9] = 0  # an organ of one voxel at the edge
-    assert dice(found, wanted, 3) == pytest.approx(1000 / 1001)
-    assert dice(found, found, 3) == 1
-    assert dice(0 * wanted, 0 * wanted, 3) == 1
-    assert dice(0 * wanted, wanted, 3) == 0
