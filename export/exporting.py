@@ -82,7 +82,7 @@ def export(
         network=network,
         profile=profile,
         precision=precision,
-        calibration=data,
+        calibration=(*data, *inputs.of_other_sides(data, profile)) if data else (),
         opset=opset,
         facts={f"svd_hub.{name}": str(facts[name]) for name in ("entry", "task", "weights_sha256")},
         settings=settings or {},

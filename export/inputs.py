@@ -13,8 +13,10 @@ import torch.nn.functional as F
 
 from ..errors import OptionError, VolumeError
 from ..preprocess import Preprocess
+from .profile import Profile
 
 MOST = 64  # volumes of calibration; more changes its ranges little
+PER_SHAPE = 2  # pieces of each shape but the typical one
 PER_VOLUME = 4  # crops of a volume that is larger than the network's typical input
 
 
@@ -71,6 +73,15 @@ def calibration(data: Any, model: Any, typical: Sequence[int]) -> tuple[np.ndarr
         for piece in range(PER_VOLUME if larger else 1):
             found.append(cut((1, *typical[1:]), [volume], seed=number * PER_VOLUME + piece)[0])
     return tuple(found[:MOST])
+
+
+def of_other_sides(data: Sequence[np.ndarray], profile: Profile) -> tuple[np.ndarray, ...]:
+    """Return pieces of calibration data of the other sides that parity has, `PER_SHAPE` of each.
+
+    What a network pads where sides are odd, and the values that grow there, would lie outside of the ranges else.
+    """
+    others = dict.fromkeys(shape[1:] for shape in profile.cases if shape[1:] != profile.typical[1:])
+    return tuple(cut((1, *sides), data, seed=n)[0] for sides in others for n in range(PER_SHAPE))
 
 
 def _checked(array: Any, channels: int) -> np.ndarray:

@@ -7,7 +7,7 @@ onnx looks at the result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from .detection import GraphDetector, translations
 from .formats import AXES
 from .network import Network
 from .profile import Profile
+from .quantise import quantised, wrong_in_openvino
 from .quiet import quiet
 
 FILE = "model.onnx"
@@ -45,12 +46,13 @@ def build(order: Order, folder: Path) -> dict[str, Any]:
         "opset": opset_of(order),
         "ir_version": model.ir_version,
         "operators": counted(model),
+        **({"wrong_in_openvino": wrong_in_openvino(model)} if order.precision == "int8" else {}),
         "bytes": len(content),
     }
 
 
-def graph(order: Order, *, behind_concat: bool = True) -> Any:
-    """Return the ONNX model of an order, checked; `behind_concat` is `quantise.quantised`'s."""
+def graph(order: Order, *, leave: Callable[[Any], Collection[str]] | None = None) -> Any:
+    """Return the ONNX model of an order, checked; of the float32 graph, `leave` gives the layers that int8 leaves."""
     try:
         import onnx
     except ModuleNotFoundError as error:
@@ -63,9 +65,9 @@ def graph(order: Order, *, behind_concat: bool = True) -> Any:
         model = lowered(model, order.precision)
         model.opset_import[0].version = opset
     elif order.precision == "int8":
-        from .quantise import quantised
-
-        model = quantised(model, order.calibration, behind_concat=behind_concat)
+        left = leave(model) if leave is not None else ()
+        pooled = order.network.kind in ("logits", "features")
+        model = quantised(model, order.calibration, leave=left, centred=pooled)
     finish(model, order.network, order.profile, order.facts)
     if model.ByteSize() > LARGEST:
         raise OptionError(f"the network has {model.ByteSize():,} bytes; allowed: {LARGEST:,}. Next: precision='fp16'")

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import onnx as onnx_format
 from .contract import Order
+from .quantise import wrong_in_openvino
 from .run_openvino import import_openvino
 
 XML, BIN = "model.xml", "model.bin"
@@ -18,15 +19,15 @@ def build(order: Order, folder: Path) -> dict[str, Any]:
     """Write model.xml and model.bin; see `contract.Builder`.
 
     fp16 and bf16 store numbers in fp16 (those that it cannot hold stay fp32); what is computed in which precision is
-    the runner's to ask for. int8 is in the graph, by the same Q/DQ pairs as in ONNX, but for convolutions that read a
-    Concat: OpenVINO (2026.4) quantises the parts before it, and a U-Net was wrong by 9 % where ONNX Runtime is by 2.
+    the runner's to ask for. int8 is in the graph, by the same Q/DQ pairs as in ONNX, but for the layers of
+    `quantise.wrong_in_openvino`; they stay fp32.
 
     Raises:
         MissingExtraError: OpenVINO or the exporter's libraries are not installed.
     """
     openvino = import_openvino()
     inner = order.precision if order.precision == "int8" else "fp32"
-    graph = onnx_format.graph(dataclasses.replace(order, precision=inner), behind_concat=False)
+    graph = onnx_format.graph(dataclasses.replace(order, precision=inner), leave=wrong_in_openvino)
     model = openvino.Core().read_model(graph.SerializeToString(deterministic=True))
     halved = order.precision in ("fp16", "bf16")
     openvino.save_model(model, os.fspath(folder / XML), compress_to_fp16=halved)

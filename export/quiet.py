@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 
@@ -19,15 +18,12 @@ EXPECTED = {
     r".*torch\.onnx\._internal.*": "torch's exporter about its own parts",
     r".*Exporting a model while it is in training mode": "modules of ours without a mode",
 }
-# The same of what ONNX Runtime's quantiser logs, by the root logger.
-_ADVICE = re.compile("Please consider (to run )?pre-processing before quantization")  # the graph is folded already
 TALKERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx")  # steps done, torchvision not found
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Leave out the warnings of `EXPECTED`, the exporters' logs below errors, and what they print."""
-    root, usual = logging.getLogger(), logging.lastResort or logging.NullHandler()
     loggers = [logging.getLogger(name) for name in TALKERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -35,16 +31,8 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=message)
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        root.addHandler(usual)  # with no handler at all, logging.warning() would lastingly set one up
-        root.addFilter(_not_advice)
         try:
             yield
         finally:
-            root.removeFilter(_not_advice)
-            root.removeHandler(usual)
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def _not_advice(record: logging.LogRecord) -> bool:
-    return _ADVICE.match(record.getMessage()) is None

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError, OptionError, SvdHubError
-from . import artifact
+from . import artifact, telemetry
 from .contract import INPUT
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def open_session(
 
 
 def import_runtime() -> Any:
-    """Return the module onnxruntime.
+    """Return the module onnxruntime, which tells nobody what it runs.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -119,6 +119,7 @@ def import_runtime() -> Any:
             f"{told} are both installed: they share their files, and the last one that was installed is what runs. "
             "Next: pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
         )
+    telemetry.onnx_runtime_off()
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError, OptionError, SvdHubError
-from . import artifact
+from . import artifact, telemetry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +53,7 @@ class Runner:
             )
         if check:
             artifact.check(self.artifact)
-        _refuse_joined(self.artifact)
+        _refuse_wrong(self.artifact)
         hint = (HINTS if device.startswith("CPU") else GPU_HINTS)[self.artifact.precision]
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint}
         if threads is not None:
@@ -80,17 +80,16 @@ class Runner:
         return {name: found[index].copy() for index, name in enumerate(self.artifact.outputs)}
 
 
-def _refuse_joined(found: artifact.Artifact) -> None:
-    """Refuse int8 of other formats whose maps are joined: OpenVINO 2026.4 rounds the parts before a Concat once more.
+def _refuse_wrong(found: artifact.Artifact) -> None:
+    """Refuse int8 of other formats that OpenVINO would compute wrongly.
 
     Raises:
         OptionError: it is such a one.
     """
-    joins = "Concat" in found.manifest["built"].get("operators", {})
-    if found.precision == "int8" and found.format.name != "openvino" and joins:
+    if wrong := found.manifest["built"].get("wrong_in_openvino"):
         raise OptionError(
-            f"{found.folder} is int8 of {found.format.name} and joins maps: OpenVINO could be wrong by a tenth; "
-            "allowed: int8 of openvino, which leaves the layers behind in fp32. Next: svd-hub export --to openvino"
+            f"{found.folder} is int8 of {found.format.name} and has {len(wrong)} layers that OpenVINO is wrong in, by "
+            "a tenth and more; allowed: int8 of openvino, which leaves them in fp32. Next: svd-hub export --to openvino"
         )
 
 
@@ -119,13 +118,14 @@ def compiled(path: Path, device: str, settings: dict[str, Any]) -> Any:
 
 
 def import_openvino() -> Any:
-    """Return the module openvino.
+    """Return the module openvino, which tells nobody that it is used.
 
     Raises:
         MissingExtraError: it is not installed.
     """
     try:
-        import openvino
+        with telemetry.openvino_off():
+            import openvino
     except ModuleNotFoundError as error:
         raise MissingExtraError("openvino", "openvino") from error
     return openvino

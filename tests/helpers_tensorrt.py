@@ -25,6 +25,7 @@ import torch
 from tensorrt_uses import fits, signature
 
 from svd_hub.export.gpu import Gpu
+from svd_hub.export.run_onnx import import_runtime
 
 SNAPSHOT = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text())
 RELEASES = tuple(SNAPSHOT)
@@ -306,8 +307,7 @@ class Emulation:
 
 
 def _session(engine: Any) -> Any:
-    import onnxruntime
-
+    onnxruntime = import_runtime()
     if "session" not in engine.hidden:
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3

@@ -16,6 +16,7 @@ from svd_hub.errors import OptionError
 from svd_hub.export import detection
 from svd_hub.export.detection import LARGEST_TOP_K, NONE, GraphDetector, nms_mask
 from svd_hub.export.network import padded
+from svd_hub.export.run_onnx import import_runtime
 from svd_hub.models.detection.settings import TEST_PROPOSING
 from svd_hub.ops import nms
 
@@ -95,7 +96,6 @@ def test_only_boxes_of_a_level_take_its_numbers() -> None:
 def test_nodes_of_the_exported_graph_against_the_reference_evaluator(kind: str) -> None:
     """Every NonMaxSuppression and RoiAlign with the very numbers that reach it in ONNX Runtime."""
     import onnx
-    import onnxruntime
     from onnx.reference import ReferenceEvaluator
 
     model = copied(kind)
@@ -107,7 +107,7 @@ def test_nodes_of_the_exported_graph_against_the_reference_evaluator(kind: str) 
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     opened = sorted(wanted & made - {value.name for value in model.graph.output})
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in opened)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = import_runtime().InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     depth = sides(kind)[0]
     x = np.random.default_rng(0).standard_normal((2, 1, depth, 64, 96)).astype(np.float32)
     found = dict(zip([value.name for value in session.get_outputs()], session.run(None, {"volume": x}), strict=True))

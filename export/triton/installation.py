@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ... import __file__ as svd_hub_file
 from ...errors import SvdHubError
+from .. import telemetry
 
 TOOLS = Path(".tools") / "triton"
 USUAL = Path("/opt/tritonserver")  # in NVIDIA's images
@@ -79,6 +80,7 @@ class Installation:
             "PATH": os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]),
             "PYTHONDONTWRITEBYTECODE": "1",  # not into the repository that is checked
+            telemetry.ONNX_RUNTIME: os.environ.get(telemetry.ONNX_RUNTIME, "1"),
         }
 
 
