@@ -10,6 +10,8 @@ import numpy as np
 import SimpleITK
 import tritonclient.http as triton
 
+if not 3 <= len(sys.argv) <= 4:
+    sys.exit(__doc__)
 ct = SimpleITK.ReadImage(sys.argv[1])
 arrays = {"volume": SimpleITK.GetArrayFromImage(ct).astype(np.int16), "spacing": np.array(ct.GetSpacing()[::-1])}
 arrays |= {"direction": np.array(ct.GetDirection()), "origin": np.array(ct.GetOrigin())}

@@ -85,11 +85,16 @@ def read(folder: str | os.PathLike[str]) -> Artifact:
 
 
 def check(artifact: Artifact, *, but: Collection[str] = ()) -> None:
-    """Hash the files again, but for those named.
+    """Hash the manifest and the files again, but for those named.
 
     Raises:
         IntegrityError: one is missing or another than it was.
     """
+    if (found := _digest(artifact.manifest)) != (sealed := artifact.manifest.get("artifact_sha256")):
+        raise IntegrityError(
+            f"{artifact.folder / MANIFEST}: expected sha256 {sealed} of its content, found {found}: it was changed. "
+            "Next: export it again"
+        )
     for name, told in artifact.manifest["files"].items():
         if name in but:
             continue
@@ -97,6 +102,25 @@ def check(artifact: Artifact, *, but: Collection[str] = ()) -> None:
         found = sha256_of(path) if path.is_file() else "no such file"
         if found != told["sha256"]:
             raise IntegrityError(f"{path}: expected sha256 {told['sha256']}, found {found}. Next: export it again")
+
+
+def fitting(artifact: Artifact, volume: np.ndarray) -> np.ndarray:
+    """Return a volume that a runner may be given.
+
+    Raises:
+        OptionError: it has another rank, another type or another length of a closed axis; says which are allowed.
+    """
+    dims = artifact.manifest["profile"]["dims"]
+    shape, kind = tuple(getattr(volume, "shape", ())), str(getattr(volume, "dtype", type(volume).__name__))
+    same = len(shape) == len(dims) and all(
+        n == want or isinstance(want, str) for n, want in zip(shape, dims, strict=True)
+    )
+    if kind != "float32" or not same:
+        raise OptionError(
+            f"a volume {kind} {shape} is not allowed; allowed: an array float32 ({', '.join(map(str, dims))}), as "
+            "svd_hub.Preprocess makes it"
+        )
+    return volume
 
 
 def golden(artifact: Artifact) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -170,15 +194,15 @@ def seal(folder: Path, manifest: Mapping[str, Any]) -> Artifact:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     names = [name for name in names if name != MANIFEST]
     files = {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
-    together = "".join(f"{told['sha256']}  {name}\n" for name, told in files.items())
-    whole = {
-        "schema": SCHEMA,
-        **manifest,
-        "files": files,
-        "artifact_sha256": hashlib.sha256(together.encode()).hexdigest(),
-    }
-    write_json(folder / MANIFEST, whole)
+    whole = {"schema": SCHEMA, **manifest, "files": files}
+    write_json(folder / MANIFEST, {**whole, "artifact_sha256": _digest(whole)})
     return read(folder)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Return the sha256 of what a manifest says, which includes those of the files: a change of either shows."""
+    said = {name: value for name, value in manifest.items() if name != "artifact_sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from . import onnx as onnx_format
 from .contract import Order
 from .quantise import wrong_in_openvino
-from .run_openvino import import_openvino
+from .run_openvino import import_openvino, the_core
 
 XML, BIN = "model.xml", "model.bin"
 
@@ -28,7 +28,7 @@ def build(order: Order, folder: Path) -> dict[str, Any]:
     openvino = import_openvino()
     inner = order.precision if order.precision == "int8" else "fp32"
     graph = onnx_format.graph(dataclasses.replace(order, precision=inner), leave=wrong_in_openvino)
-    model = openvino.Core().read_model(graph.SerializeToString(deterministic=True))
+    model = the_core().read_model(graph.SerializeToString(deterministic=True))
     halved = order.precision in ("fp16", "bf16")
     openvino.save_model(model, os.fspath(folder / XML), compress_to_fp16=halved)
     operators: dict[str, int] = {}

@@ -129,6 +129,14 @@ def make_profile(
         full = _full(option, given, channels, sizes) if given is not None else wide
         if given is not None and len(given) == 3:
             full = (batch, *full[1:])
+        asked = full if given is not None and len(given) == 5 else (middle[0], *full[1:])
+        if given is not None and (
+            closed := [name for name, n, m in zip(_NAMES, asked, middle, strict=True) if name not in axes and n != m]
+        ):
+            raise OptionError(
+                f"{option}={tuple(given)} is not allowed where {', '.join(closed)} is closed at that of {middle}. "
+                f"Next: open it (dynamic), or leave {option} out"
+            )
         bounds.append([n if name in axes else m for name, n, m in zip(_NAMES, full, middle, strict=True)])
     low, high = bounds
     low = [min(n, m) for n, m in zip(low, middle, strict=True)] if smallest is None else low

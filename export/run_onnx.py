@@ -73,8 +73,13 @@ class Runner:
         self.provider = f"ONNX Runtime {runtime.__version__} {self.wanted}"
 
     def __call__(self, volume: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the outputs by name for a volume (N, C, D, H, W), float32."""
-        return dict(zip(self.artifact.outputs, self.session.run(None, {INPUT: volume}), strict=True))
+        """Return the outputs by name for a volume (N, C, D, H, W), float32.
+
+        Raises:
+            OptionError: it is something else.
+        """
+        found = self.session.run(None, {INPUT: artifact.fitting(self.artifact, volume)})
+        return dict(zip(self.artifact.outputs, found, strict=True))
 
 
 def open_session(
@@ -83,8 +88,14 @@ def open_session(
     """Return a session whose first provider is the one asked for.
 
     Raises:
+        OptionError: there is no provider of that name.
         SvdHubError: it is not: ONNX Runtime falls back to the CPU without a word. Or the model cannot be run there.
     """
+    if provider not in runtime.get_all_providers():
+        raise OptionError(
+            f"provider={provider!r} is not allowed; allowed: {', '.join(SHORT)}, or a name of ONNX Runtime's: "
+            f"{', '.join(runtime.get_all_providers())}"
+        )
     if provider != CPU and hasattr(runtime, "preload_dlls"):
         runtime.preload_dlls()  # CUDA's and cuDNN's libraries where pip has put them
     try:

@@ -58,25 +58,24 @@ class Runner:
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint}
         if threads is not None:
             settings |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-        self.model = compiled(self.artifact.model, device, settings)
+        model = self.artifact.model
+        self.model = compiled(model, device, settings)
         self.provider = f"OpenVINO {_release()} {device} {hint}"
         self._request = self.model.create_infer_request()
         self._in_fp32 = functools.cache(
-            lambda: compiled(
-                self.artifact.model, device, settings | {"INFERENCE_PRECISION_HINT": "f32"}
-            ).create_infer_request()
+            lambda: compiled(model, device, settings | {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
         )
         self._hint = hint
 
     def __call__(self, volume: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the outputs by name for a volume (N, C, D, H, W), float32.
+        """Return the outputs by name for a volume (N, C, D, H, W), float32; an OptionError says what else it is.
 
         One slice is computed in fp32 where the artifact is bf16: OpenVINO 2026.4 reads past it on processors with
         avx512_bf16, and what it returns then is no number. (Of an ONNX file the graph itself is bf16, and it does so
         all the same.)
         """
         request = self._in_fp32() if self._hint == "bf16" and volume.shape[2] == 1 else self._request
-        found = request.infer({0: volume})
+        found = request.infer({0: artifact.fitting(self.artifact, volume)})
         return {name: found[index].copy() for index, name in enumerate(self.artifact.outputs)}
 
 
@@ -100,8 +99,7 @@ def compiled(path: Path, device: str, settings: dict[str, Any]) -> Any:
         MissingExtraError: OpenVINO is not installed.
         SvdHubError: no such device, or it has no such precision.
     """
-    openvino = import_openvino()
-    core = openvino.Core()
+    core = the_core()
     try:
         model = core.compile_model(core.read_model(os.fspath(path)), device, settings)
     except RuntimeError as error:
@@ -115,6 +113,20 @@ def compiled(path: Path, device: str, settings: dict[str, Any]) -> Any:
             "avx512_bf16 or amx_bf16. Next: export with precision fp32 or int8"
         )
     return model
+
+
+@functools.cache
+def the_core() -> Any:
+    """Return OpenVINO's Core, the one of this process, which stays as long as it does.
+
+    Its CPU plugin gives the thread that first compiles a stack for signal handlers, and takes it back in the thread
+    that drops the last Core: where the garbage collector does that in another thread, the next signal with a handler
+    (Ctrl-C, the end of a child) kills the process without a word (OpenVINO 2026.4, `tests/test_export_runners.py`).
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+    """
+    return import_openvino().Core()
 
 
 def import_openvino() -> Any:

@@ -21,7 +21,7 @@ from .exporting import cases, open_runner
 from .facts import weights_sha256
 from .formats import AGREEMENT, TOLERANCES
 from .network import Network
-from .parity import Report, compare, measure
+from .parity import Report, compare, measure, measure_of
 from .profile import Profile, make_profile
 
 
@@ -81,7 +81,7 @@ def held(found: Artifact, run: Runner | None, network: Network | None, *, note: 
         case = compare(run(volume), wanted, kind=found.manifest["kind"], precision=found.precision, volume=volume)
         golden = Report(
             runner=run.provider,
-            measure="",
+            measure=measure_of(found.manifest["kind"], (case,)),
             tolerance=TOLERANCES[found.manifest["norm"], found.precision],
             least_agreement=AGREEMENT[found.precision],
             cases=(case,),

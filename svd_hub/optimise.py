@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _KEPT = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
-def optimize_for_inference(model: Any, *, dtype: str = "float32") -> Any:
+def optimize_for_inference(model: Any, *, dtype: str | torch.dtype = "float32") -> Any:
     """Return a copy of a network that computes the same on a CPU in a half to a tenth of the time, and does only that.
 
     The copy has no gradients, cannot be trained, saved or exported; the original can, and shares nothing with it. It
@@ -29,13 +29,14 @@ def optimize_for_inference(model: Any, *, dtype: str = "float32") -> Any:
 
     Args:
         model: a network that `svd_hub.load` or `task_model` returned, on the CPU.
-        dtype: "float32": the same up to rounding, 1e-6 relative. "bfloat16": 0.3 to 1 % relative, for processors with
-            16-bit arithmetic (`avx512_bf16` or `amx_bf16` in /proc/cpuinfo; elsewhere it is slow); input and output
-            stay float32.
+        dtype: a name, or torch's own. "float32": the same up to rounding, 1e-6 relative. "bfloat16": 0.3 to 1 %
+            relative, for processors with 16-bit arithmetic (`avx512_bf16` or `amx_bf16` in /proc/cpuinfo; elsewhere it
+            is slow); input and output stay float32.
 
     Raises:
         OptionError: not such a network, not on the CPU, or another dtype.
     """
+    dtype = str(dtype).removeprefix("torch.")
     check_choice("dtype", dtype, DTYPES)
     if any(isinstance(module, FixedConv3d) for module in getattr(model, "modules", tuple)()):
         raise OptionError("the network is an optimised one already. Next: optimise the one that svd_hub.load returned")

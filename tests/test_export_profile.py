@@ -83,6 +83,18 @@ def test_what_is_refused() -> None:
     assert (asked.smallest, asked.largest) == ((2, 1, 8, 16, 16), (4, 1, 16, 64, 64))
 
 
+def test_a_bound_of_a_closed_axis_is_not_dropped_silently() -> None:
+    model = network("pooled")
+    with pytest.raises(
+        OptionError, match=r"largest=\(4, 64, 64\) is not allowed where height, width is closed .* Next: open"
+    ):
+        make_profile(model, shape=(4, 32, 32), largest=(4, 64, 64), dynamic=("batch", "depth"))
+    with pytest.raises(OptionError, match=r"smallest=\(2, 1, 4, 32, 32\) .* batch is closed"):
+        make_profile(model, shape=(4, 32, 32), smallest=(2, 1, 4, 32, 32), dynamic=())
+    fine = make_profile(model, shape=(4, 32, 32), largest=(8, 32, 32), dynamic=("depth",))
+    assert fine.largest == (1, 1, 8, 32, 32)
+
+
 def test_odd_sides_stay_between() -> None:
     sizes = Sizes((1, 1, 1), (1, 1, 1), (None, None, None))
     for seed in range(200):

@@ -36,7 +36,7 @@ def test_the_same_numbers(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_sixteen_bits(kind: str) -> None:
     model = network(kind)
-    fast = optimize_for_inference(model, dtype="bfloat16")
+    fast = optimize_for_inference(model, dtype=torch.bfloat16)
     x = torch.randn(2, 1, *sides(kind))
     with torch.no_grad():
         wanted, found = run(model, x), run(fast, x)
