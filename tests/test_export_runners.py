@@ -80,7 +80,7 @@ OWN_CORE = "(lambda c: c.compile_model(c.read_model({model!r}), 'CPU'))(import_o
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs SIGUSR1")
 @pytest.mark.parametrize("ours", [True, False], ids=["our runner", "a Core of its own"])
 def test_a_signal_after_a_runner_is_gone_in_another_thread(made: Any, ours: bool) -> None:
-    """Without the Core that stays, OpenVINO leaves a stack for handlers that is no longer there; else see `the_core`."""
+    """Without the Core that stays, OpenVINO leaves a stack for handlers that is no longer there; see `the_core`."""
     found = made["openvino"]
     make = f"Runner({str(found.folder)!r})" if ours else OWN_CORE.format(model=str(found.model))
     code = SIGNAL.format(how="Runner" if ours else "import_openvino", make=make, shape=SHAPE)
