@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,7 @@ def exportable(kind: str) -> Any:
     """A network of a kind; its values are the same in every test.
 
     Sums of a few numbers of random signs may nearly be zero, and then their relative error says nothing: a classifier
-    has many classes, and the last kernel of a map is positive. Each label of a map reads channels of its own, as far
-    apart as a trained one's: from the same channels, all labels would be nearly even everywhere. None of them is rare,
-    for of a label of five voxels one is much.
+    has many classes, and labels are told apart.
     """
     if kind.startswith("detector"):
         return spread_apart(network(kind))
@@ -34,15 +33,23 @@ def exportable(kind: str) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(densenet3d.BLOCKS, 121, (1, 2, 1, 1))  # a block of each, or following it takes a minute
         model = network(kind, **({"num_classes": 32} if gives == "logits" else {}))
-    if gives == "map":
-        last = [layer for layer in model.modules() if isinstance(layer, nn.Conv3d)][-1]
-        assert last.out_channels == model.num_classes
-        last.weight.data.abs_()
-        for label, kernel in enumerate(last.weight.data):
-            kernel[[channel for channel in range(len(kernel)) if channel % model.num_classes != label]] = 0
-        with torch.no_grad():
-            seen = model(torch.from_numpy(probe((1, 1, *shape_of(kind)), None, seed=0))).mean((0, 2, 3, 4))
-        last.weight.data *= (seen.mean() / seen).reshape(-1, 1, 1, 1, 1)
+    return told_apart(model, shape_of(kind)) if gives == "map" else model
+
+
+def told_apart(model: Any, shape: Sequence[int]) -> Any:
+    """A network of labels with another head: positive, and each label reads channels of its own.
+
+    From the same channels all labels are nearly even everywhere, unlike a trained one's. None of them is rare: of a
+    label of five voxels one is much.
+    """
+    last = [layer for layer in model.modules() if isinstance(layer, nn.Conv3d)][-1]
+    assert last.out_channels == model.num_classes
+    last.weight.data.abs_()
+    for label, kernel in enumerate(last.weight.data):
+        kernel[[channel for channel in range(len(kernel)) if channel % model.num_classes != label]] = 0
+    with torch.no_grad():
+        seen = model(torch.from_numpy(probe((1, 1, *shape), None, seed=0))).mean((0, 2, 3, 4))
+    last.weight.data *= (seen.mean() / seen).reshape(-1, 1, 1, 1, 1)
     return model
 
 
