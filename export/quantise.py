@@ -35,7 +35,8 @@ def quantised(
         calibration: arrays (C, D, H, W), as the network takes them.
         leave: names of layers that stay float32.
         centred: move the biases so that each channel's mean on the data is what it was. For what is pooled over a
-            volume, where rounding cancels and a shift stays. It takes a run of the network for each layer.
+            volume, where rounding cancels and a shift stays. It takes a run of the network for each layer, with those
+            that have the shape of the first of the data.
 
     Raises:
         OptionError: no calibration data.
@@ -65,7 +66,8 @@ def quantised(
         node.input[1] = before.of_kernel(kernel, _axis(node))
     before.insert()
     if centred:
-        _centre(model, found, [node.name for node in nodes], calibration[:CENTRED])
+        usual = [volume for volume in calibration if volume.shape == calibration[0].shape]
+        _centre(model, found, [node.name for node in nodes], usual[:CENTRED])
     return found
 
 
