@@ -313,12 +313,16 @@ def test_damage_is_found_before_tensorrt_reads(only_new: Double, graphs: Path, t
     with pytest.raises(IntegrityError, match=r"model\.plan: expected sha256"):
         verify(tmp_path / "plan")
     told = json.loads((folder / "manifest.json").read_text())
-    for change, error, said in (
+    (folder / "manifest.json").write_text(json.dumps({**told, "weights_sha256": "0" * 64}))
+    with pytest.raises(IntegrityError, match=r"manifest\.json: expected sha256 .*: it was changed"):
+        verify(folder)
+    kept = {name: value for name, value in told.items() if name not in ("files", "artifact_sha256", "schema")}
+    for change, error, said in (  # sealed anew, every hash holds
         ({"weights_sha256": "0" * 64}, IntegrityError, "was built for weights_sha256"),
         ({"precision": "fp16"}, IntegrityError, "was built for precision fp32, and the artifact has fp16"),
         ({"built": {}}, CheckpointError, "has no whole key of its engine. Next: svd-hub export engine"),
     ):
-        (folder / "manifest.json").write_text(json.dumps({**told, **change}))
+        artifact.seal(folder, {**kept, **change})
         with pytest.raises(error, match=said):
             verify(folder)
     assert only_new.calls == []
