@@ -88,8 +88,8 @@ def heads(model: Any) -> list[str]:
 def wrong_in_openvino(model: Any) -> list[str]:
     """Return the names of layers that OpenVINO 2026.4 computes wrongly in eight bits, in float32 or with pairs.
 
-    Those that read a Concat (it made a U-Net wrong by 14 %), and those whose result several others read, one of them a
-    sum (a SegResNet by 20 %); ONNX Runtime is wrong by 1 with the same files.
+    Those that read a Concat (it made a U-Net wrong by 14 %), and those whose result is read by operators of several
+    kinds (a norm and a sum: a SegResNet by 20 %); ONNX Runtime is wrong by 1 with the same files.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
     readers: dict[str, set[str]] = {}

@@ -74,8 +74,9 @@ class Runner:
         avx512_bf16, and what it returns then is no number. (Of an ONNX file the graph itself is bf16, and it does so
         all the same.)
         """
+        volume = artifact.fitting(self.artifact, volume)
         request = self._in_fp32() if self._hint == "bf16" and volume.shape[2] == 1 else self._request
-        found = request.infer({0: artifact.fitting(self.artifact, volume)})
+        found = request.infer({0: volume})
         return {name: found[index].copy() for index, name in enumerate(self.artifact.outputs)}
 
 
