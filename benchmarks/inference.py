@@ -119,7 +119,7 @@ def artifact_of(model: Any, to: str, precision: str, folder: Path) -> artifact.A
     place = folder / f"{to}_{precision}"
     if not place.is_dir():
         data = [probe((1, *SHAPES[1][1:]), model.preprocess, seed=n)[0] for n in range(4)]
-        options = {"calibration": data} if precision == "int8" else {}
+        options = {"images": data} if precision == "int8" else {}
         print(f"exporting {to} {precision}", flush=True)
         return export(model, to, place, precision=precision, shape=(32, 128, 128), **options)
     return artifact.read(place)

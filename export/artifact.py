@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MANIFEST, PREPROCESS, GOLDEN = "manifest.json", "preprocess.json", "golden.safetensors"
-SCHEMA = 1
+SCHEMA = 2
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy")
 
 
@@ -63,12 +63,12 @@ def read(folder: str | os.PathLike[str]) -> Artifact:
     """Return the artifact of a folder; its files are not read yet (`check`).
 
     Raises:
-        CheckpointError: the folder is no artifact, or one of a later release.
+        CheckpointError: the folder is no artifact, or one of another release.
     """
     place = Path(folder)
     try:
         manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-        known = manifest["format"] in FORMATS and manifest["schema"] <= SCHEMA
+        earlier, known = manifest["schema"] < SCHEMA, manifest["format"] in FORMATS and manifest["schema"] == SCHEMA
     except FileNotFoundError:
         raise CheckpointError(
             f"{place} holds no {MANIFEST}: it is not what svd-hub export wrote. Next: svd-hub export ENTRY --to ... "
@@ -76,6 +76,11 @@ def read(folder: str | os.PathLike[str]) -> Artifact:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{place / MANIFEST} is damaged ({error}). Next: export it again") from error
+    if earlier:
+        raise CheckpointError(
+            f"{place} is of schema {manifest['schema']}, of an earlier svd_hub, and this one reads {SCHEMA}. Next: "
+            "export it again"
+        )
     if not known:
         raise CheckpointError(
             f"{place} is a {manifest['format']!r} of schema {manifest['schema']}, of a later svd_hub. Next: "

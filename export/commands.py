@@ -38,6 +38,7 @@ app = typer.Typer(
 _TO = "; ".join(f"{row.name}: {row.summary}" for row in FORMATS.values())
 _PRECISION = "; ".join(f"{row.name}: {', '.join(row.precisions)}" for row in FORMATS.values())
 _SHAPE = "DxHxW or NxCxDxHxW"
+_IMAGES = "A folder of what it will see, as predict reads it, or .npy arrays: parity is measured on them."
 _SET = "NAME=VALUE of the format; " + "; ".join(
     f"{row.name}: {', '.join(f'{name} ({text})' for name, text in row.settings.items())}"
     for row in FORMATS.values()
@@ -55,9 +56,7 @@ def run(
     smallest: Annotated[str, typer.Option(help=f"The smallest, {_SHAPE}; default half of it.")] = "",
     largest: Annotated[str, typer.Option(help=f"The largest, {_SHAPE}; default one and a half times it.")] = "",
     dynamic: Annotated[str, typer.Option(help="Axes that stay open, or 'none'.")] = ",".join(AXES),
-    calibration: Annotated[
-        Path | None, typer.Option(help="int8: a folder of images as predict reads them, or of .npy arrays.")
-    ] = None,
+    images: Annotated[Path | None, typer.Option(help=f"{_IMAGES} int8 is calibrated with them.")] = None,
     features: Annotated[bool, typer.Option("--features", help="The pyramid, without a head.")] = False,
     opset: Annotated[int | None, typer.Option(help="Of ONNX; default 20, for bf16 22.")] = None,
     setting: Annotated[list[str], typer.Option("--set", help=_SET)] = [],  # noqa: B006
@@ -82,7 +81,7 @@ def run(
         smallest=_sides("smallest", smallest),
         largest=_sides("largest", largest),
         dynamic=() if dynamic == "none" else tuple(dynamic.split(",")),
-        calibration=calibration,
+        images=images,
         opset=opset,
         settings=_settings(setting),
         keep_failing=keep_failing,
@@ -127,12 +126,13 @@ def engine_command(
 def verify_command(
     folder: Annotated[Path, typer.Argument(help="What svd-hub export wrote.")],
     model: Annotated[str, typer.Option(help="Its network, a name or file; default by the name in the manifest.")] = "",
+    images: Annotated[Path | None, typer.Option(help=_IMAGES)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check an artifact again here: bytes, golden pair, and parity where its network is at hand. Exit code 1 if not."""
     from .verifying import verify
 
-    found = verify(folder, model=model or None)
+    found = verify(folder, model=model or None, images=images)
     reports = {"golden": found.golden, "parity": found.parity}
     if as_json:
         data = {name: report.data() if report is not None else None for name, report in reports.items()}
@@ -196,6 +196,8 @@ def _echo_made(folder: Path, told: Mapping[str, Any]) -> None:
     typer.echo(f"{folder}: {told['entry']} as {told['format']} {told['precision']}, {size:,} bytes")
     for line in _parity_lines(told["parity"]):
         typer.echo(line)
+    if told["images"]:
+        typer.echo(f"  measured on pieces of images given ({told['images']})")
     if note := told["built"].get("note"):
         typer.echo(f"note: {note}")
 

@@ -29,6 +29,7 @@ class Order:
         profile: shapes it must take.
         precision: one of `formats.PRECISIONS`.
         calibration: arrays (C, D, H, W) as the network takes them, for int8; else empty.
+        exact: int8 leaves more than heads in float32: see `quantise.shortcuts`.
         opset: of ONNX, None = the builder's choice.
         facts: what goes into the file's own metadata, where it has such: entry, task, preprocessing, as text.
         settings: of the format, of those that its row has.
@@ -38,6 +39,7 @@ class Order:
     profile: Profile
     precision: str
     calibration: tuple[np.ndarray, ...] = ()
+    exact: bool = False
     opset: int | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ from .network import Network
 from .parity import ParityError, Report, measure
 from .profile import Profile, Shape, make_profile
 
+_EXACT = "the projections of shortcuts are float32: with them in 8 bits it differed by more than is allowed"
+_IMAGES = {True: "more images like those that it will see", False: "images that it will see (images=FOLDER)"}
+
 
 def export(
     model: Any,
@@ -35,7 +40,7 @@ def export(
     smallest: Sequence[int] | None = None,
     largest: Sequence[int] | None = None,
     dynamic: Iterable[str] = AXES,
-    calibration: Any = None,
+    images: Any = None,
     opset: int | None = None,
     settings: Mapping[str, Any] | None = None,
     keep_failing: bool = False,
@@ -51,7 +56,8 @@ def export(
         precision: one of those that the format has.
         shape, smallest, largest: (D, H, W) or (N, C, D, H, W); see `profile.make_profile`.
         dynamic: axes of the input that stay open, of `formats.AXES`.
-        calibration: for int8: a folder of images, or arrays as the network takes them; see `inputs.calibration`.
+        images: that it will see, a folder of them or arrays as the network takes them; see `inputs.pieces`. int8 is
+            calibrated with them, and parity is measured on them; without any (not in int8) on made-up volumes.
         opset: of ONNX; None = 20, and 22 for bf16.
         settings: of the format, of those that its row in `formats` has.
         keep_failing: write the artifact even if it is outside the tolerance; its manifest says so.
@@ -68,29 +74,51 @@ def export(
     profile = make_profile(network.source, shape=shape, smallest=smallest, largest=largest, dynamic=dynamic)
     if closed := [axis for axis in profile.dynamic if axis not in row.axes]:
         raise OptionError(f"{to} has no open {', '.join(closed)}; allowed: {', '.join(row.axes)}")
-    if calibration is not None and precision != "int8":
-        raise OptionError(f"calibration is for int8, not {precision}. Next: leave it out, or precision='int8'")
     for name in settings or ():
         if not row.settings:
             raise OptionError(f"{to} has no settings, and {name} was given. Next: leave it out")
         check_choice(f"setting of {to}", name, row.settings)
     if opset is not None and not row.extra:
         raise OptionError(f"opset is of ONNX graphs, and {to} holds none. Next: leave it out")
-    data = inputs.calibration(calibration, network.source, profile.typical) if calibration is not None else ()
+    data = inputs.pieces(images, network.source, profile.largest) if images is not None else ()
     facts = {**described(network), **({"load": plain(told)} if told else {})}
     order = Order(
         network=network,
         profile=profile,
         precision=precision,
-        calibration=(*data, *inputs.of_other_sides(data, profile)) if data else (),
+        calibration=inputs.calibration(data, profile) if data and precision == "int8" else (),
         opset=opset,
         facts={f"svd_hub.{name}": str(facts[name]) for name in ("entry", "task", "weights_sha256")},
         settings=settings or {},
     )
-    with artifact.beside(Path(out), overwrite=overwrite) as folder:
-        built = builder_of(row)(order, folder)
+    if precision == "int8":
+        with contextlib.suppress(ParityError):
+            return _write(order, row, Path(out), facts=facts, data=data, overwrite=overwrite)
+        order = replace(order, exact=True)
+    return _write(order, row, Path(out), facts=facts, data=data, overwrite=overwrite, keep_failing=keep_failing)
+
+
+def _write(
+    order: Order,
+    row: Format,
+    out: Path,
+    *,
+    facts: Mapping[str, Any],
+    data: Sequence[np.ndarray],
+    overwrite: bool,
+    keep_failing: bool = False,
+) -> Artifact:
+    """Write and measure an artifact.
+
+    Raises:
+        ParityError: it differs by more than the format table allows, and nothing is left behind.
+    """
+    network, profile, precision = order.network, order.profile, order.precision
+    with artifact.beside(out, overwrite=overwrite) as folder:
+        built = builder_of(row)(order, folder) | ({"note": _EXACT} if order.exact else {})
         artifact.write_json(folder / artifact.PREPROCESS, preprocessing(network.source))
         manifest = {**facts, "format": row.name, "precision": precision, "profile": profile.data(), "built": built}
+        manifest["images"] = len(data)
         artifact.seal(folder, manifest)
         volumes = inputs.samples(cases(row, precision, profile), getattr(network.source, "preprocess", None), data)
         report = checked(network, row, precision, folder, volumes)
@@ -100,9 +128,9 @@ def export(
             raise ParityError(
                 "\n".join(
                     [
-                        f"{to} {precision} of {facts['entry']} differs by more than the format table allows:",
+                        f"{row.name} {precision} of {facts['entry']} differs by more than the format table allows:",
                         *report.lines(),
-                        "Next: another precision, more or better calibration data, or keep_failing=True to look at it",
+                        f"Next: another precision, {_IMAGES[bool(data)]}, or keep_failing=True to look at it",
                     ]
                 ),
                 report,

@@ -15,9 +15,9 @@ from ..errors import OptionError, VolumeError
 from ..preprocess import Preprocess
 from .profile import Profile
 
-MOST = 64  # volumes of calibration; more changes its ranges little
+MOST = 64  # pieces of a user's images; more changes the ranges of int8 little
 PER_SHAPE = 2  # pieces of each shape but the typical one
-PER_VOLUME = 4  # crops of a volume that is larger than the network's typical input
+PER_VOLUME = 4  # pieces of a volume that is larger than the network's largest input
 
 
 def probe(shape: Sequence[int], rule: Preprocess | None, *, seed: int) -> np.ndarray:
@@ -37,8 +37,12 @@ def probe(shape: Sequence[int], rule: Preprocess | None, *, seed: int) -> np.nda
 
 
 def cut(shape: Sequence[int], data: Sequence[np.ndarray], *, seed: int) -> np.ndarray:
-    """Return a volume (N, C, D, H, W) of pieces of the data (C, D, H, W); what is too small is mirrored at its ends."""
+    """Return a volume (N, C, D, H, W) of pieces of the data (C, D, H, W).
+
+    What has the very sides that are asked for is taken first, and whole; what is too small is mirrored at its ends.
+    """
     random = np.random.default_rng([seed, *shape])
+    data = [array for array in data if array.shape[1:] == tuple(shape[2:])] or data
     pieces = []
     for _ in range(shape[0]):
         array = data[int(random.integers(len(data)))]
@@ -50,38 +54,39 @@ def cut(shape: Sequence[int], data: Sequence[np.ndarray], *, seed: int) -> np.nd
     return np.stack(pieces).astype(np.float32)
 
 
-def calibration(data: Any, model: Any, typical: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Return what int8 is calibrated with: arrays (C, D, H, W) of the typical sides, or of their own where smaller.
+def pieces(images: Any, model: Any, largest: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """Return what a user's network will see: arrays (C, D, H, W), none with a side above the largest.
 
     Args:
-        data: a folder of volumes or pictures (what `svd-hub predict` reads, and .npy arrays as the network takes
+        images: a folder of volumes or pictures (what `svd-hub predict` reads, and .npy arrays as the network takes
             them), or arrays or tensors (C, D, H, W) or (1, C, D, H, W) as the network takes them.
         model: whose preprocessing files go through.
-        typical: (N, C, D, H, W); larger volumes are cut, `PER_VOLUME` pieces of each.
+        largest: (N, C, D, H, W); larger volumes are cut, `PER_VOLUME` pieces of each.
 
     Raises:
-        OptionError: no data, or arrays of another shape.
+        OptionError: no images, or arrays of another shape.
     """
-    arrays = _files(Path(data), model) if isinstance(data, str | os.PathLike) else list(data)
-    volumes = [_checked(array, typical[1]) for array in arrays[:MOST]]
+    arrays = _files(Path(images), model) if isinstance(images, str | os.PathLike) else list(images)
+    volumes = [_checked(array, largest[1]) for array in arrays[:MOST]]
     if not volumes:
-        where = os.fspath(data) if isinstance(data, str | os.PathLike) else "what was given"
-        raise OptionError(f"no calibration data in {where}; allowed: images, or .npy arrays (C, D, H, W)")
+        where = os.fspath(images) if isinstance(images, str | os.PathLike) else "what was given"
+        raise OptionError(f"no images in {where}; allowed: what svd-hub predict reads, or .npy arrays (C, D, H, W)")
     found = []
     for number, volume in enumerate(volumes):
-        larger = any(n > want for n, want in zip(volume.shape[1:], typical[2:], strict=True))
-        for piece in range(PER_VOLUME if larger else 1):
-            found.append(cut((1, *typical[1:]), [volume], seed=number * PER_VOLUME + piece)[0])
+        sides = [min(n, most) for n, most in zip(volume.shape[1:], largest[2:], strict=True)]
+        for piece in range(PER_VOLUME if tuple(sides) != volume.shape[1:] else 1):
+            found.append(cut((1, largest[1], *sides), [volume], seed=number * PER_VOLUME + piece)[0])
     return tuple(found[:MOST])
 
 
-def of_other_sides(data: Sequence[np.ndarray], profile: Profile) -> tuple[np.ndarray, ...]:
-    """Return pieces of calibration data of the other sides that parity has, `PER_SHAPE` of each.
+def calibration(data: Sequence[np.ndarray], profile: Profile) -> tuple[np.ndarray, ...]:
+    """Return what int8 is calibrated with: a piece of the typical sides of each array, then `PER_SHAPE` of each other.
 
     What a network pads where sides are odd, and the values that grow there, would lie outside of the ranges else.
     """
+    usual = [cut((1, *profile.typical[1:]), [array], seed=n)[0] for n, array in enumerate(data)]
     others = dict.fromkeys(shape[1:] for shape in profile.cases if shape[1:] != profile.typical[1:])
-    return tuple(cut((1, *sides), data, seed=n)[0] for sides in others for n in range(PER_SHAPE))
+    return (*usual, *(cut((1, *sides), data, seed=n)[0] for sides in others for n in range(PER_SHAPE)))
 
 
 def _checked(array: Any, channels: int) -> np.ndarray:
@@ -89,7 +94,7 @@ def _checked(array: Any, channels: int) -> np.ndarray:
     volume = volume[0] if volume.ndim == 5 and len(volume) == 1 else volume
     if volume.ndim != 4 or len(volume) != channels or not np.isfinite(volume).all():
         raise OptionError(
-            f"calibration data of shape {np.shape(array)} is not allowed; allowed: finite (C, D, H, W) or "
+            f"an image of shape {np.shape(array)} is not allowed; allowed: finite (C, D, H, W) or "
             f"(1, C, D, H, W) with C = {channels}, as the network takes it"
         )
     return volume
@@ -98,7 +103,7 @@ def _checked(array: Any, channels: int) -> np.ndarray:
 def _files(folder: Path, model: Any) -> list[np.ndarray]:
     """Return every image of a folder, in the order of names, through the network's preprocessing."""
     if not folder.is_dir():
-        raise OptionError(f"calibration={os.fspath(folder)!r} is no folder. Next: check the path")
+        raise OptionError(f"images={os.fspath(folder)!r} is no folder. Next: check the path")
     found: list[np.ndarray] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or len(found) >= MOST:

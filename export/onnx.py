@@ -20,7 +20,7 @@ from .detection import GraphDetector, translations
 from .formats import AXES
 from .network import Network
 from .profile import Profile
-from .quantise import quantised, wrong_in_openvino
+from .quantise import quantised, shortcuts, wrong_in_openvino
 from .quiet import quiet
 
 FILE = "model.onnx"
@@ -60,12 +60,13 @@ def graph(order: Order, *, leave: Callable[[Any], Collection[str]] | None = None
     opset = opset_of(order)
     model = single_precision(order.network, order.profile, opset if order.precision != "bf16" else OPSET)
     if order.precision in ("fp16", "bf16"):
+        from .biases import apart
         from .precision import lowered
 
-        model = lowered(model, order.precision)
+        model = lowered(apart(model) if order.precision == "bf16" else model, order.precision)
         model.opset_import[0].version = opset
     elif order.precision == "int8":
-        left = leave(model) if leave is not None else ()
+        left = [*(leave(model) if leave is not None else ()), *(shortcuts(model) if order.exact else ())]
         pooled = order.network.kind in ("logits", "features")
         model = quantised(model, order.calibration, leave=left, centred=pooled)
     finish(model, order.network, order.profile, order.facts)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import onnx as onnx_format
+from .biases import apart
 from .contract import Order
 from .quantise import wrong_in_openvino
 from .run_openvino import import_openvino, the_core
@@ -28,6 +29,7 @@ def build(order: Order, folder: Path) -> dict[str, Any]:
     openvino = import_openvino()
     inner = order.precision if order.precision == "int8" else "fp32"
     graph = onnx_format.graph(dataclasses.replace(order, precision=inner), leave=wrong_in_openvino)
+    graph = apart(graph, clips=True) if order.precision == "bf16" else graph
     model = the_core().read_model(graph.SerializeToString(deterministic=True))
     halved = order.precision in ("fp16", "bf16")
     openvino.save_model(model, os.fspath(folder / XML), compress_to_fp16=halved)

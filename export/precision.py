@@ -3,8 +3,10 @@
 One file then means the same everywhere: ONNX Runtime, OpenVINO, and TensorRT, whose releases from 11 on read precision
 from the graph alone (its FP16 and INT8 flags are gone).
 
-Convolutions and matrix products run in 16 bits, with their kernels stored so. What only moves or compares numbers, or
-adds two of them, follows where it stands among such. Norms, reductions, softmax and the arithmetic of boxes do not.
+Convolutions and matrix products run in 16 bits, with their kernels stored so. What only moves or compares numbers
+follows where it stands among such; so does what adds two of them in float16, but not in bfloat16, whose 8 bits are few
+for a sum over many blocks (biases are such sums, see `biases`). Norms, reductions, softmax and the arithmetic of boxes
+do not.
 """
 
 from __future__ import annotations
@@ -83,6 +85,8 @@ class _Lowering:
             return False
         if node.op_type in ALWAYS:
             return True
+        if node.op_type == "Add" and self.precision == "bf16":
+            return False
         sizes = _SIZES.get(node.op_type, ())
         data = [name for index, name in enumerate(node.input) if name and index not in sizes]
         made = [name for name in data if name not in self.constants]

@@ -45,7 +45,7 @@ def quantised(
     if not calibration:
         raise OptionError(
             "int8 needs data to calibrate with; allowed: a folder of images like those that it will see, or arrays. "
-            "Next: --calibration DIR"
+            "Next: --images DIR"
         )
     import onnx
 
@@ -83,6 +83,25 @@ def heads(model: Any) -> list[str]:
         if layer or followed & set(node.output):
             followed |= set(node.input)
     return found
+
+
+def shortcuts(model: Any) -> list[str]:
+    """Return the names of 1x1x1 convolutions that a sum alone reads, of a map that others read too.
+
+    What they round goes past the blocks, on to the end. In float32 they leave four fifths of the error of
+    `resnet3d18w16_lidc`, and a fifth of that of an untrained ResNet3D-50; in OpenVINO they cost 2 to 7 % of the time.
+    """
+    wide = {tensor.name for tensor in model.graph.initializer if any(n > 1 for n in tensor.dims[2:])}
+    readers: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv" and node.input[1] not in wide
+        if readers.get(node.output[0]) == ["Add"] and len(readers[node.input[0]]) > 1
+    ]
 
 
 def wrong_in_openvino(model: Any) -> list[str]:
@@ -224,6 +243,10 @@ def _centre(model: Any, found: Any, names: Sequence[str], calibration: Sequence[
         del layer.input[2:]
         layer.input.append(f"{name}_bias")
         found.graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), layer.input[2]))
+    read = {name for node in found.graph.node for name in node.input}
+    kept = [tensor for tensor in found.graph.initializer if tensor.name in read]
+    del found.graph.initializer[:]
+    found.graph.initializer.extend(kept)
 
 
 def _means(model: Any, names: Sequence[str], calibration: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -24,6 +24,8 @@ from .network import Network
 from .parity import Report, compare, measure, measure_of
 from .profile import Profile, make_profile
 
+_ON_IMAGES = "made with images: verified by its golden pair, cut from them; at every shape: --images FOLDER"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
@@ -45,12 +47,14 @@ class Verified:
         return all(report.passed for report in (self.golden, self.parity) if report is not None)
 
 
-def verify(folder: str | os.PathLike[str], *, model: Any = None, **options: Any) -> Verified:
+def verify(folder: str | os.PathLike[str], *, model: Any = None, images: Any = None, **options: Any) -> Verified:
     """Check an artifact again: its hashes, its golden pair on this machine, and parity where its network is here.
 
     Args:
         folder: what `export` wrote.
         model: the network, its name or file; None = by the name in the manifest, if it needs no download.
+        images: to measure parity on; see `export`. An artifact that was measured on images when it was made is not
+            measured on made-up volumes.
         **options: of `svd_hub.load`, with a name or file.
 
     Raises:
@@ -62,16 +66,19 @@ def verify(folder: str | os.PathLike[str], *, model: Any = None, **options: Any)
     artifact.check(found)
     run, note = open_runner(found.format, found.precision, found.folder)
     network, why = original(found, model, options)
-    return held(found, run, network, note=note, why=why)
+    return held(found, run, network, images=images, note=note, why=why)
 
 
-def held(found: Artifact, run: Runner | None, network: Network | None, *, note: str = "", why: str = "") -> Verified:
+def held(
+    found: Artifact, run: Runner | None, network: Network | None, *, images: Any = None, note: str = "", why: str = ""
+) -> Verified:
     """Return the golden pair of an artifact and its parity, by a runner.
 
     Args:
         found: the artifact.
         run: what runs it; None = nothing here does.
         network: that it was made from; None = it is not here.
+        images: to measure parity on; see `verify`.
         note: what is to be said of the runner.
         why: the network is not here.
     """
@@ -89,10 +96,12 @@ def held(found: Artifact, run: Runner | None, network: Network | None, *, note: 
         )
     if network is None or run is None:
         return Verified(golden=golden, parity=None, note=why or note)
+    if found.manifest["images"] and images is None:
+        return Verified(golden=golden, parity=None, note=_ON_IMAGES)
     profile = profile_of(found, network)
-    volumes = inputs.samples(cases(found.format, found.precision, profile), getattr(network.source, "preprocess", None))
-    if found.precision == "int8":  # what lies outside of what it was calibrated with is no fair question
-        return Verified(golden=golden, parity=None, note="int8 is verified by its golden pair, cut from its own data")
+    data = inputs.pieces(images, network.source, profile.largest) if images is not None else ()
+    rule = getattr(network.source, "preprocess", None)
+    volumes = inputs.samples(cases(found.format, found.precision, profile), rule, data)
     parity = measure(network, run, run.provider, found.precision, volumes, note)
     return Verified(golden=golden, parity=parity, note=why)
 

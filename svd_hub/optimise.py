@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from .errors import OptionError, check_choice
 from .folding import fold, put
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# They compute in float32 inside and take 16-bit input as it is: their own numbers need not lose digits.
+# They compute in float32 inside and take 16-bit input as it is: their own numbers need not lose digits. Nor need the
+# biases of convolutions, which are off by the same at every voxel once they are rounded.
 _KEPT = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
@@ -47,23 +49,42 @@ def optimize_for_inference(model: Any, *, dtype: str | torch.dtype = "float32") 
                 "on a GPU: model.to(memory_format=torch.channels_last_3d) and torch.autocast, or svd-hub export"
             )
     network = fold(model)
+    for name, module in list(network.named_modules()):
+        if type(module) is nn.Conv3d and module.padding_mode == "zeros" and isinstance(module.padding, tuple):
+            put(network, name, FixedConv3d(module, DTYPES[dtype]))
     if dtype != "float32":
         in_sixteen_bits(network, DTYPES[dtype])
         network.register_forward_hook(_widened)
-    for name, module in list(network.named_modules()):
-        if type(module) is nn.Conv3d and module.padding_mode == "zeros" and isinstance(module.padding, tuple):
-            put(network, name, FixedConv3d(module))
     return network
 
 
 def in_sixteen_bits(network: nn.Module, dtype: torch.dtype) -> None:
-    """Make a network compute in a 16-bit type, in place; the numbers of its norms stay in float32."""
-    for module in network.modules():
-        if not isinstance(module, _KEPT) and not any(True for _ in module.children()):
+    """Make a network compute in a 16-bit type, in place; numbers of norms and biases of convolutions stay float32."""
+    for name, module in list(network.named_modules()):
+        if isinstance(module, _ConvNd) and module.bias is not None:
+            put(network, name, WideBias(module, module.bias, dtype))
+        elif not isinstance(module, _KEPT) and not any(True for _ in module.children()):
             module.to(dtype)
         if isinstance(module, nn.AvgPool3d):  # torch 2.13 has none for 16 bits on a CPU
             module.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
             module.register_forward_hook(lambda module, inputs, output: output.to(dtype))
+
+
+class WideBias(nn.Module):
+    """A convolution in a 16-bit type whose bias is added in float32; for inference."""
+
+    bias: Tensor
+
+    def __init__(self, plain: _ConvNd, bias: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        spread = (-1, *(1,) * len(plain.kernel_size))
+        self.register_buffer("bias", bias.detach().reshape(spread))
+        plain.bias = None
+        self.plain = plain.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.plain(x)
+        return out.add_(self.bias)  # in float32 inside, and rounded once
 
 
 def _widened(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -76,14 +97,14 @@ def _widened(module: nn.Module, inputs: Any, output: Any) -> Any:
 class FixedConv3d(nn.Module):
     """A Conv3d by oneDNN, whatever the shape of its input, with a kernel that is laid out for it and cannot change.
 
-    Where torch was built without oneDNN it is the Conv3d that it was made from.
+    Where torch was built without oneDNN it is the Conv3d that it was made from. Its bias stays float32.
     """
 
-    def __init__(self, plain: nn.Conv3d) -> None:
+    def __init__(self, plain: nn.Conv3d, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.dtype = plain.weight.dtype
+        self.dtype = dtype
         self._form: list[Any] = [plain.padding, plain.stride, plain.dilation, plain.groups]
-        weight = plain.weight.detach()
+        weight = plain.weight.detach().to(dtype)
         self._bias = None if plain.bias is None else plain.bias.detach()
         self._direct = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         # no buffer: torch copies and moves buffers, which this layout does not allow
@@ -97,7 +118,8 @@ class FixedConv3d(nn.Module):
         if self._direct:
             return torch.ops.mkldnn._convolution_pointwise(x, self._kernel, self._bias, *self._form, "none", [], "")
         padding, stride, dilation, groups = self._form
-        return nn.functional.conv3d(x, self._kernel, self._bias, stride, padding, dilation, groups)
+        out = nn.functional.conv3d(x, self._kernel, None, stride, padding, dilation, groups)
+        return out if self._bias is None else out.add_(self._bias.reshape(-1, 1, 1, 1))
 
     def _check(self, x: Tensor) -> None:
         """Raise `OptionError` where this is more than a forward on a CPU."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -98,4 +99,10 @@ def follow_once(patch: pytest.MonkeyPatch, kind: str) -> None:
     patch.setattr(onnx_format, "single_precision", lambda network, profile, opset: copied(kind))
 
 
-__all__ = ["KINDS", "copied", "exportable", "follow_once", "followed", "order", "shape_of"]
+def follow_model_once(patch: pytest.MonkeyPatch, model: Any, shape: Sequence[int]) -> None:
+    """The same for a network of the test's own."""
+    made = onnx_format.single_precision(Network(model), make_profile(model, shape=shape), onnx_format.OPSET)
+    patch.setattr(onnx_format, "single_precision", lambda network, profile, opset: copy.deepcopy(made))
+
+
+__all__ = ["KINDS", "copied", "exportable", "follow_model_once", "follow_once", "followed", "order", "shape_of"]

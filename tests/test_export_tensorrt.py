@@ -109,7 +109,7 @@ def test_every_kind_becomes_an_engine(kind: str, tmp_path: Path) -> None:
 def test_eight_bits_become_an_engine(tmp_path: Path) -> None:
     data = [np.random.default_rng(seed).standard_normal((1, *SHAPE), dtype=np.float32) for seed in range(4)]
     with installed("11.4"):
-        found = export(exportable(KIND), "tensorrt", tmp_path / "e", precision="int8", shape=SHAPE, calibration=data)
+        found = export(exportable(KIND), "tensorrt", tmp_path / "e", precision="int8", shape=SHAPE, images=data)
     assert found.manifest["parity"]["passed"]
     assert found.manifest["built"]["operators"]["QuantizeLinear"] > 10
 
