@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from svd_hub.export import quantise
-from svd_hub.export.quantise import heads, quantised, rounded, step_of, wrong_in_openvino
+from svd_hub.export.quantise import heads, quantised, rounded, shortcuts, step_of, wrong_in_openvino
 
 
 @pytest.mark.parametrize("count", [1, 2, 27, 343])
@@ -142,6 +142,28 @@ def test_centred_channels_have_their_means() -> None:
 
     assert off(centred=True) < 5e-5
     assert off(centred=False) > 5e-4
+
+
+def test_projections_of_shortcuts() -> None:
+    assert shortcuts(block()) == [], "3x3x3"
+    kernels = np.random.default_rng(1).normal(0, 0.2, (3, 4, 4, 3, 3, 3))
+    model = network(
+        layer("volume", "k1", "a"),
+        layer("a", "k2", "b"),
+        layer("b", "k3", "c", size=1),  # the last of a bottleneck: what it reads nothing else reads
+        layer("a", "k4", "d", size=1),
+        helper.make_node("Add", ["c", "d"], ["e"]),
+        layer("e", "k5", "out"),
+        k1=kernels[0, :, :1],
+        k2=kernels[1],
+        k3=kernels[2, ..., :1, :1, :1],
+        k4=kernels[0, ..., :1, :1, :1],
+        k5=kernels[2],
+    )
+    assert shortcuts(model) == ["d"]
+    made = quantised(model, VOLUMES, leave=["d"])
+    assert shortcuts(made) == ["d"], "it is found in what was made, too"
+    assert {node.name: list(node.input) for node in made.graph.node}["d"] == ["a", "k4"]
 
 
 def test_layers_that_openvino_is_wrong_in() -> None:

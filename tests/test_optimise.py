@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import svd_hub
 from svd_hub.errors import OptionError
-from svd_hub.optimise import FixedConv3d, optimize_for_inference
+from svd_hub.optimise import FixedConv3d, WideBias, optimize_for_inference
 from svd_hub.sizes import run
 
 CLIFF = (1, 1, 3, 64, 64)
@@ -45,6 +45,24 @@ def test_sixteen_bits(kind: str) -> None:
             found = [column for row in fast(x) for column in row[:2]]
     values = found.values() if isinstance(found, dict) else found if isinstance(found, list) else [found]
     assert all(tensor.dtype == torch.float32 for tensor in values) or kind.startswith("detector")
+
+
+@pytest.mark.parametrize("make", [FixedConv3d, lambda conv, dtype: WideBias(conv, conv.bias, dtype)])
+def test_biases_lose_nothing_in_sixteen_bits(make: Any) -> None:
+    """Each channel has its mean, but for what its own rounding leaves of it."""
+    torch.manual_seed(0)
+    conv = nn.Conv3d(2, 8, 3, padding=1)
+    nn.init.uniform_(conv.bias, 1, 2)
+    conv.weight.data = conv.weight.data.bfloat16().float()
+    x = torch.randn(2, 2, 9, 30, 30).bfloat16()
+    with torch.no_grad():
+        wanted = conv(x.float()).mean((0, 2, 3, 4))
+        low = make(copy.deepcopy(conv), torch.bfloat16)
+        found = low(x)
+        assert found.dtype == torch.bfloat16
+        off = (found.float().mean((0, 2, 3, 4)) - wanted).abs().max()
+        assert off < 1e-3
+        assert (conv.bias.bfloat16().float() - conv.bias).abs().max() > 3 * off, "what a rounded one is off by"
 
 
 def functions(model: Any, x: torch.Tensor) -> set[str]:
