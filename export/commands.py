@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..errors import OptionError
+from ..errors import OptionError, SvdHubError
 from .formats import AXES, FORMATS, PRECISIONS, matrix
 from .triton.commands import register as register_triton
 
@@ -132,7 +132,13 @@ def verify_command(
     """Check an artifact again here: bytes, golden pair, and parity where its network is at hand. Exit code 1 if not."""
     from .verifying import verify
 
-    found = verify(folder, model=model or None, images=images)
+    try:
+        found = verify(folder, model=model or None, images=images)
+    except SvdHubError as error:
+        if not as_json:
+            raise
+        typer.echo(json.dumps({"golden": None, "parity": None, "note": str(error), "passed": False}, indent=1))
+        raise typer.Exit(1) from error
     reports = {"golden": found.golden, "parity": found.parity}
     if as_json:
         data = {name: report.data() if report is not None else None for name, report in reports.items()}

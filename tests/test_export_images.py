@@ -98,6 +98,10 @@ def test_the_command(tmp_path: Path) -> None:
     told = CliRunner().invoke(commands.app, asked)
     assert told.exit_code == 0, told.output
     assert json.loads(told.output)["parity"]["passed"]
+    (tmp_path / "out" / artifact.GOLDEN).write_bytes(b"")
+    told = CliRunner().invoke(commands.app, asked)
+    assert told.exit_code == 1
+    assert "expected sha256" in json.loads(told.output)["note"]
 
 
 @pytest.mark.parametrize(
