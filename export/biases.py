@@ -1,7 +1,8 @@
 """Biases of convolutions as sums of their own, which stay in float32 where the convolutions are bfloat16.
 
 A bias that is rounded to bfloat16's 8 bits is off by the same at every voxel, which no pooling evens out: it was more
-than a half of the 1.1 % by which `resnet3d18w16_tinyimagenet` differed.
+than a half of the 1.1 % by which `resnet3d18w16_tinyimagenet` differed. What is not pooled gains nothing by it, but in
+OpenVINO: elsewhere what a convolution gives is rounded once more before its bias is added.
 """
 
 from __future__ import annotations

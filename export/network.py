@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..errors import OptionError
 from ..folding import fold, put
@@ -30,6 +31,7 @@ class Network(nn.Module):
         kind: one of `formats.KINDS`.
         outputs: names, in order.
         norm: one of `formats.NORMS`.
+        pooled: what it gives is a mean over the volume, in which rounding cancels and a shift stays.
         source: the network it was made from, for parity.
     """
 
@@ -43,6 +45,7 @@ class Network(nn.Module):
         if any(isinstance(module, FixedConv3d) for module in model.modules()):
             raise OptionError("an optimised network cannot be exported. Next: export the one that it was made from")
         self.kind, self.outputs = described(model)
+        self.pooled = self.kind in ("logits", "features")
         self.norm = "group" if any(isinstance(module, _LIVE) for module in model.modules()) else "batch"
         object.__setattr__(self, "source", model)  # no submodule: it is neither moved nor written
         self.inner = fold(model)
@@ -135,6 +138,9 @@ class InPrecision(nn.Module):
         self.network = network
         if precision != "fp32":
             self.network = copy.deepcopy(network)
+            for name, module in list(self.network.named_modules()) if network.pooled else ():
+                if isinstance(module, _ConvNd) and module.bias is not None:
+                    put(self.network, name, WideBias(module, module.bias, self.dtype))
             in_sixteen_bits(self.network, self.dtype)
 
     def forward(self, volume: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -142,3 +148,20 @@ class InPrecision(nn.Module):
         found = self.network(volume.to(self.dtype))
         out = tuple(x.float() if x.is_floating_point() else x for x in found)
         return out[0] if len(out) == 1 else out
+
+
+class WideBias(nn.Module):
+    """A convolution in a 16-bit type whose bias is added in float32; see `biases`."""
+
+    bias: Tensor
+
+    def __init__(self, plain: _ConvNd, bias: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        spread = (-1, *(1,) * len(plain.kernel_size))
+        self.register_buffer("bias", bias.detach().reshape(spread))
+        plain.bias = None
+        self.plain = plain.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.plain(x)
+        return out.add_(self.bias)  # in float32 inside, and rounded once

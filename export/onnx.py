@@ -63,12 +63,12 @@ def graph(order: Order, *, leave: Callable[[Any], Collection[str]] | None = None
         from .biases import apart
         from .precision import lowered
 
-        model = lowered(apart(model) if order.precision == "bf16" else model, order.precision)
+        apart_sums = order.precision == "bf16" and order.network.pooled
+        model = lowered(apart(model) if apart_sums else model, order.precision, sums=not apart_sums)
         model.opset_import[0].version = opset
     elif order.precision == "int8":
         left = [*(leave(model) if leave is not None else ()), *(shortcuts(model) if order.exact else ())]
-        pooled = order.network.kind in ("logits", "features")
-        model = quantised(model, order.calibration, leave=left, centred=pooled)
+        model = quantised(model, order.calibration, leave=left, centred=order.network.pooled)
     finish(model, order.network, order.profile, order.facts)
     if model.ByteSize() > LARGEST:
         raise OptionError(f"the network has {model.ByteSize():,} bytes; allowed: {LARGEST:,}. Next: precision='fp16'")

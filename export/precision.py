@@ -4,9 +4,8 @@ One file then means the same everywhere: ONNX Runtime, OpenVINO, and TensorRT, w
 from the graph alone (its FP16 and INT8 flags are gone).
 
 Convolutions and matrix products run in 16 bits, with their kernels stored so. What only moves or compares numbers
-follows where it stands among such; so does what adds two of them in float16, but not in bfloat16, whose 8 bits are few
-for a sum over many blocks (biases are such sums, see `biases`). Norms, reductions, softmax and the arithmetic of boxes
-do not.
+follows where it stands among such, and so may what adds two of them. Norms, reductions, softmax and the arithmetic of
+boxes do not.
 """
 
 from __future__ import annotations
@@ -28,8 +27,13 @@ _SIZES = {"Pad": (1, 3), "Slice": (1, 2, 3, 4), "Reshape": (1,), "Squeeze": (1,)
 _SIZES |= {"Split": (1,)}
 
 
-def lowered(model: Any, precision: str) -> Any:
+def lowered(model: Any, precision: str, *, sums: bool = True) -> Any:
     """Return a float32 ONNX model with its arithmetic in "fp16" or "bf16"; inputs and outputs stay float32.
+
+    Args:
+        model: as `onnx.single_precision` made it.
+        precision: "fp16" | "bf16".
+        sums: in 16 bits too, where they stand among such.
 
     Raises:
         SvdHubError: a kernel has a number that float16 cannot hold.
@@ -38,17 +42,17 @@ def lowered(model: Any, precision: str) -> Any:
 
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    _Lowering(result, precision).run()
+    _Lowering(result, precision, FOLLOWING if sums else FOLLOWING - {"Add"}).run()
     return result
 
 
 class _Lowering:
     """One pass over the nodes, which ONNX keeps in an order that can be run."""
 
-    def __init__(self, model: Any, precision: str) -> None:
+    def __init__(self, model: Any, precision: str, following: frozenset[str]) -> None:
         from onnx import TensorProto
 
-        self.graph, self.precision = model.graph, precision
+        self.graph, self.precision, self.following = model.graph, precision, following
         self.type = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[precision]
         self.single = TensorProto.FLOAT
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -81,12 +85,10 @@ class _Lowering:
 
     def _lowers(self, node: Any) -> bool:
         """Return whether a node is computed in 16 bits."""
-        if node.domain or node.op_type not in ALWAYS | FOLLOWING:
+        if node.domain or node.op_type not in ALWAYS | self.following:
             return False
         if node.op_type in ALWAYS:
             return True
-        if node.op_type == "Add" and self.precision == "bf16":
-            return False
         sizes = _SIZES.get(node.op_type, ())
         data = [name for index, name in enumerate(node.input) if name and index not in sizes]
         made = [name for name in data if name not in self.constants]

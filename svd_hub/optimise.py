@@ -12,14 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from .errors import OptionError, check_choice
 from .folding import fold, put
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# They compute in float32 inside and take 16-bit input as it is: their own numbers need not lose digits. Nor need the
-# biases of convolutions, which are off by the same at every voxel once they are rounded.
+# They compute in float32 inside and take 16-bit input as it is: their own numbers need not lose digits.
 _KEPT = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
@@ -59,32 +57,13 @@ def optimize_for_inference(model: Any, *, dtype: str | torch.dtype = "float32") 
 
 
 def in_sixteen_bits(network: nn.Module, dtype: torch.dtype) -> None:
-    """Make a network compute in a 16-bit type, in place; numbers of norms and biases of convolutions stay float32."""
-    for name, module in list(network.named_modules()):
-        if isinstance(module, _ConvNd) and module.bias is not None:
-            put(network, name, WideBias(module, module.bias, dtype))
-        elif not isinstance(module, _KEPT) and not any(True for _ in module.children()):
+    """Make a network compute in a 16-bit type, in place; the numbers of its norms stay in float32."""
+    for module in network.modules():
+        if not isinstance(module, _KEPT) and not any(True for _ in module.children()):
             module.to(dtype)
         if isinstance(module, nn.AvgPool3d):  # torch 2.13 has none for 16 bits on a CPU
             module.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
             module.register_forward_hook(lambda module, inputs, output: output.to(dtype))
-
-
-class WideBias(nn.Module):
-    """A convolution in a 16-bit type whose bias is added in float32; for inference."""
-
-    bias: Tensor
-
-    def __init__(self, plain: _ConvNd, bias: Tensor, dtype: torch.dtype) -> None:
-        super().__init__()
-        spread = (-1, *(1,) * len(plain.kernel_size))
-        self.register_buffer("bias", bias.detach().reshape(spread))
-        plain.bias = None
-        self.plain = plain.to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.plain(x)
-        return out.add_(self.bias)  # in float32 inside, and rounded once
 
 
 def _widened(module: nn.Module, inputs: Any, output: Any) -> Any:

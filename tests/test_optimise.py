@@ -15,7 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import svd_hub
 from svd_hub.errors import OptionError
-from svd_hub.optimise import FixedConv3d, WideBias, optimize_for_inference
+from svd_hub.export.network import WideBias
+from svd_hub.optimise import FixedConv3d, optimize_for_inference
 from svd_hub.sizes import run
 
 CLIFF = (1, 1, 3, 64, 64)
