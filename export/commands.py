@@ -203,7 +203,7 @@ def _echo_made(folder: Path, told: Mapping[str, Any]) -> None:
     for line in _parity_lines(told["parity"]):
         typer.echo(line)
     if told["images"]:
-        typer.echo(f"  measured on pieces of images given ({told['images']})")
+        typer.echo(f"  measured on pieces of images given ({told['images']}); golden.safetensors holds one of them")
     if note := told["built"].get("note"):
         typer.echo(f"note: {note}")
 

@@ -57,7 +57,8 @@ def export(
         shape, smallest, largest: (D, H, W) or (N, C, D, H, W); see `profile.make_profile`.
         dynamic: axes of the input that stay open, of `formats.AXES`.
         images: that it will see, a folder of them or arrays as the network takes them; see `inputs.pieces`. int8 is
-            calibrated with them, and parity is measured on them; without any (not in int8) on made-up volumes.
+            calibrated with them, and parity is measured on them; without any (not in int8) on made-up volumes. The
+            artifact's golden input is a piece of one of them.
         opset: of ONNX; None = 20, and 22 for bf16.
         settings: of the format, of those that its row in `formats` has.
         keep_failing: write the artifact even if it is outside the tolerance; its manifest says so.

@@ -93,7 +93,7 @@ def test_the_command(tmp_path: Path) -> None:
     options = ["--to", "torchscript", "--images", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
     made = CliRunner().invoke(commands.app, ["run", "resnet3d18w16_lidc", *options])
     assert made.exit_code == 0, made.output
-    assert "measured on pieces of images given (1)" in made.output
+    assert "measured on pieces of images given (1); golden.safetensors holds one of them" in made.output
     asked = ["verify", str(tmp_path / "out"), "--images", str(tmp_path / "in"), "--json"]
     told = CliRunner().invoke(commands.app, asked)
     assert told.exit_code == 0, told.output
