@@ -54,7 +54,7 @@ FULL: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "resnet3d18_med3d23": ({}, (16, 64, 64)),
     "segresnet_suprem": ({}, (32, 32, 32)),
     "unet3d_genesis": ({}, (32, 32, 32)),
-    "mp3d63_coco_detector": ({"num_classes": 2}, (4, 64, 64)),  # ten minutes to learn by heart
+    "mp3d63_coco_detector": ({"num_classes": 2}, (4, 64, 64)),  # a quarter of an hour to learn
     "resnet3d18w16_tinyimagenet": ({}, (5, 64, 64)),
     "unet3d18w16_ctorgans": ({}, (32, 96, 96)),
 }
