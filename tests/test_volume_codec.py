@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +65,20 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     monkeypatch.setattr(codec, "__file__", str(tmp_path / "codec.py"))
 
 
+def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
 @pytest.mark.parametrize(
     "body",
     [
         "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
-        "import sys; sys.stdin.buffer.read(12); sys.stdout.buffer.write(bytes([1]) * 10)",
+        "import sys; sys.stdin.buffer.read(8); sys.stdout.buffer.write(bytes([1]) * 10)",
         "import time; time.sleep(60)",
-        "import sys; sys.stdin.buffer.read(12); sys.stdout.buffer.write(bytes(1)); sys.stdout.flush()",
+        "import sys; sys.stdin.buffer.read(8); sys.stdout.buffer.write(bytes(1)); sys.stdout.flush()",
     ],
     ids=["crash", "half an answer", "hang", "refusal"],
 )
@@ -77,6 +86,7 @@ def test_what_happens_to_the_worker_is_an_error_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
 ) -> None:
     packed_series(tmp_path / "series")
+    temporary = temporary_folder(tmp_path, monkeypatch)
     worker(tmp_path, monkeypatch, body)
     monkeypatch.setattr(codec, "SECONDS", 1.0)
     started: list[subprocess.Popen[bytes]] = []
@@ -91,6 +101,36 @@ def test_what_happens_to_the_worker_is_an_error_here(
         read(tmp_path / "series")
     assert len(started) == 1
     assert started[0].poll() is not None, "a worker was left behind"
+    assert not list(temporary.iterdir()), "a patient's pixels were left behind"
+
+
+def test_no_pixel_outlives_its_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed_series(tmp_path / "series")
+    temporary = temporary_folder(tmp_path, monkeypatch)
+    layout = codec_layout(next((tmp_path / "series").iterdir()))
+    with codec.Decoder() as decoder:
+        for _ in range(2):
+            assert (decoder.decode(layout, 0) == STORED).all(axis=(1, 2)).any()
+            (folder,) = temporary.iterdir()
+            assert folder.stat().st_mode & 0o077 == 0
+            assert not list(folder.iterdir()), "what would be left if this process were killed now"
+    assert not list(temporary.iterdir())
+
+
+def test_a_full_disk_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed_series(tmp_path / "series")
+    temporary = temporary_folder(tmp_path, monkeypatch)
+    real = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if temporary in path.parents:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(VolumeError, match=r"image 1: .*not unpacked.*\(No space left on device\)\. Next: .*TMPDIR"):
+        read(tmp_path / "series")
+    assert not list(temporary.iterdir())
 
 
 def test_no_worker_runs_for_plain_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 GDCM's decoders can crash or run for long on a damaged frame (seen: a division by zero, two segmentation faults and one
 run of 22 s in 22,000 damaged frames, SimpleITK 2.5.7). A crash of the worker is an error here; it reads no file of the
-user's, only a frame that was checked and wrapped anew.
+user's, only a frame that was checked and wrapped anew. GDCM reads files only, so a frame is one while it is unpacked,
+in a folder that no other user sees; the worker removes it, and we do where the worker could not.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +45,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._worker: subprocess.Popen[bytes] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._frames: tuple[Layout | None, Frames] = (None, Frames(0))  # of the file that was asked for last
 
     def __enter__(self) -> Self:
@@ -57,7 +60,7 @@ class Decoder:
         """Return the stored values (rows, columns) of a compressed frame.
 
         Raises:
-            VolumeError: a compression that is not supported, or a damaged frame.
+            VolumeError: a compression that is not supported, a damaged frame, no room for a frame on the disk.
             MissingExtraError: SimpleITK or pydicom is not installed.
         """
         if layout.syntax not in SYNTAXES:
@@ -71,31 +74,43 @@ class Decoder:
             self._frames = (layout, frames_of(layout))
         data = self._frames[1][frame]
         check_frame(data, layout)
-        if self._worker is None:
-            self._start()
         dtype = np.dtype(f"<{'i' if layout.signed else 'u'}{layout.allocated // 8}")
         image = self._ask(wrapped(data, layout), layout.rows * layout.columns * dtype.itemsize, dtype.str)
         return image.view(dtype).reshape(layout.rows, layout.columns)
 
-    def _start(self) -> None:
-        simpleitk()  # here, so that a missing library is named and not found to be a crash
-        # -P: the folder of the worker is no place to import from.
-        self._worker = subprocess.Popen(  # noqa: S603  this very Python, a file of this package
-            [sys.executable, "-P", str(Path(__file__).with_name("codec_worker.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+    def _put(self, frame: bytes) -> Path:
+        """Make a file of a frame."""
+        try:
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="svd_hub_frame_")
+            path = Path(self._folder.name) / "frame.dcm"
+            path.write_bytes(frame)
+        except OSError as error:
+            raise VolumeError(
+                f"its compressed pixels are not unpacked: the folder of temporary files takes no {len(frame):,} bytes "
+                f"({error.strerror or error}). Next: make room there, or name another folder in TMPDIR"
+            ) from None
+        return path
 
-    def _ask(self, request: bytes, count: int, dtype: str) -> np.ndarray:
+    def _ask(self, frame: bytes, count: int, dtype: str) -> np.ndarray:
+        path = self._put(frame)
+        if self._worker is None:
+            simpleitk()  # here, so that a missing library is named and not found to be a crash
+            # -P: the folder of the worker is no place to import from.
+            self._worker = subprocess.Popen(  # noqa: S603  this very Python, a file of this package
+                [sys.executable, "-P", str(Path(__file__).with_name("codec_worker.py")), str(path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
         worker = self._worker
-        if worker is None or worker.stdin is None or worker.stdout is None:
+        if worker.stdin is None or worker.stdout is None:
             raise VolumeError(_DAMAGED)
         timer = threading.Timer(SECONDS, worker.kill)
         timer.start()
         out = np.empty(count, np.uint8)
         try:
-            worker.stdin.write(struct.pack("<II4s", len(request), count, dtype.encode()) + request)
+            worker.stdin.write(struct.pack("<I4s", count, dtype.encode()))
             worker.stdin.flush()
             answer = worker.stdout.read(1)
             done = answer == b"\1" and worker.stdout.readinto(out.data) == count  # type: ignore[attr-defined]
@@ -114,6 +129,9 @@ class Decoder:
             self._worker.kill()
             self._worker.communicate()
             self._worker = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
 
 class Frames:

@@ -1,4 +1,4 @@
-"""The process that unpacks compressed frames: frames come on its input, pixels go out; see codec.py.
+"""The process that unpacks compressed frames, each put into the file that its argument names; see codec.py.
 
 Run as a file, not imported: it knows nothing of svd_hub, and whatever a damaged frame does to it ends with it.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import struct
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +39,15 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     source, sink = sys.stdin.buffer, sys.stdout.buffer
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "frame.dcm"
-        while len(head := source.read(12)) == 12:
-            length, count, dtype = struct.unpack("<II4s", head)
-            path.write_bytes(source.read(length))
+    path = Path(sys.argv[1])
+    while len(head := source.read(8)) == 8:
+        count, dtype = struct.unpack("<I4s", head)
+        try:
             pixels = unpack(path, count, np.dtype(dtype.rstrip(b"\0").decode()))
-            sink.write(b"\0" if pixels is None else b"\1" + pixels)
-            sink.flush()
+        finally:
+            path.unlink()
+        sink.write(b"\0" if pixels is None else b"\1" + pixels)
+        sink.flush()
 
 
 if __name__ == "__main__":
