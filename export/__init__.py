@@ -1,8 +1,9 @@
 """From any entry or fine-tuned network to what an inference server runs, proved to compute the same.
 
->>> from svd_hub.export import export, verify
+>>> from svd_hub.export import export, predictor, verify
 >>> made = export("resnet3d18w16_lidc", "onnx", "out/lidc")  # or: svd-hub export resnet3d18w16_lidc --to onnx --out ...
 >>> verify("out/lidc").passed
+>>> predictor("out/lidc")("ct.nii.gz").probabilities
 
 `formats` has the one table of formats, precisions and tolerances; `run_onnx` and `run_openvino` run artifacts without
 torch. Importing this package imports none of the heavy libraries.
@@ -13,13 +14,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_DOOR = {"export": "exporting", "verify": "verifying", "FORMATS": "formats", "ParityError": "parity"}
-__all__ = ["FORMATS", "ParityError", "export", "verify"]
+_DOOR = {
+    "export": "exporting",
+    "verify": "verifying",
+    "predictor": "predicting",
+    "FORMATS": "formats",
+    "ParityError": "parity",
+}
+__all__ = ["FORMATS", "ParityError", "export", "predictor", "verify"]
 
 if TYPE_CHECKING:
     from .exporting import export as export
     from .formats import FORMATS as FORMATS
     from .parity import ParityError as ParityError
+    from .predicting import predictor as predictor
     from .verifying import verify as verify
 
 

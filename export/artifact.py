@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MANIFEST, PREPROCESS, GOLDEN = "manifest.json", "preprocess.json", "golden.safetensors"
-SCHEMA = 2
+SCHEMA = 3
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy")
 
 
@@ -126,6 +126,12 @@ def fitting(artifact: Artifact, volume: np.ndarray) -> np.ndarray:
             "svd_hub.Preprocess makes it"
         )
     return volume
+
+
+def rules(artifact: Artifact) -> dict[str, Any]:
+    """Return what is to be done to an image before the network and to its result, as `facts.preprocessing` put it."""
+    found: dict[str, Any] = json.loads((artifact.folder / PREPROCESS).read_text(encoding="utf-8"))
+    return found
 
 
 def golden(artifact: Artifact) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -11,6 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import OptionError, SvdHubError
+from ..predict import commands as predict_commands
+from . import artifact
 from .formats import AXES, FORMATS, PRECISIONS, matrix
 from .triton.commands import register as register_triton
 
@@ -234,7 +236,27 @@ def _parity_lines(told: dict[str, Any]) -> list[str]:
     return [*lines, *([f"  {told['note']}"] if told["note"] else [])]
 
 
+def _predictor(entry: str, device: str, dtype: str) -> Any:
+    """Return a predictor that runs an artifact, None where `entry` is none; see `predict.commands.OPENERS`."""
+    if not (Path(entry) / artifact.MANIFEST).is_file():
+        return None
+    found = artifact.read(entry)
+    if dtype != "float32":
+        raise OptionError(f"dtype={dtype!r} is not allowed: {entry} is {found.precision}. Next: leave it out")
+    places = found.format.devices
+    chosen = next(iter(places)) if device == "auto" else device
+    if chosen not in places:
+        raise OptionError(
+            f"device={device!r} is not allowed: {entry} is {found.format.name}; allowed: auto, {', '.join(places)}"
+        )
+    from .predicting import predictor
+
+    return predictor(entry, **places[chosen])
+
+
 def register(to: typer.Typer) -> None:
-    """Add the commands to the application."""
+    """Add the commands to the application, and artifacts to what svd-hub predict takes."""
     to.add_typer(app)
+    if _predictor not in predict_commands.OPENERS:
+        predict_commands.OPENERS.append(_predictor)
     register_triton(to)

@@ -52,11 +52,14 @@ class Builder(Protocol):
 
 
 class Runner(Protocol):
-    """Runs an artifact; made of its folder. `provider` is what really computes, in the runtime's words."""
+    """Runs an artifact; made of its folder, whose files are hashed first (`check`), and of options of its own.
+
+    `provider` is what really computes, in the runtime's words.
+    """
 
     provider: str
 
-    def __init__(self, folder: Path, **options: Any) -> None: ...
+    def __init__(self, folder: Path, *, check: bool = True, **options: Any) -> None: ...
 
     def __call__(self, volume: np.ndarray) -> dict[str, np.ndarray]:
         """Return the outputs by name for an input (N, C, D, H, W), float32."""

@@ -157,14 +157,18 @@ def cases(row: Format, precision: str, profile: Profile) -> Sequence[Shape]:
     return deeper if precision in row.unrun and deeper else profile.cases
 
 
-def open_runner(row: Format, precision: str, folder: Path) -> tuple[Runner | None, str]:
-    """Return what runs an artifact on this machine's CPU, None where nothing does, and what is to be said of it."""
-    if precision not in row.unrun:
-        return runner_of(row)(folder), ""
+def open_runner(row: Format, precision: str, folder: Path, **options: Any) -> tuple[Runner | None, str]:
+    """Return what runs an artifact on this machine, its CPU where `options` of the runner name nothing else.
+
+    None where nothing does; and what is to be said of it.
+    """
+    if precision not in row.unrun or options.get("provider", "cpu") != "cpu":
+        return runner_of(row)(folder, **options), ""
     if row.runner == "run_onnx:Runner" and find_spec("openvino") is not None:
         from .run_openvino import Runner as OpenVINO
 
-        return OpenVINO(folder), f"run by OpenVINO: {row.precisions[precision]}"
+        own = {name: value for name, value in options.items() if name != "provider"}
+        return OpenVINO(folder, **own), f"run by OpenVINO: {row.precisions[precision]}"
     return None, f"built and checked, not run: {row.precisions[precision]}"
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import OptionError
+from ..predict.record import Record
 from . import artifact
 from .contract import INPUT
 from .network import Network
@@ -25,6 +27,7 @@ def described(network: Network) -> dict[str, Any]:
         "task": getattr(source, "task", entry.task if entry is not None else "backbone"),
         "options": plain(getattr(source, "options", {})),
         "licence": entry.licence if entry is not None else "",
+        "status": entry.status if entry is not None else "",
         "kind": network.kind,
         "norm": network.norm,
         "weights_sha256": weights_sha256(source),
@@ -45,7 +48,24 @@ def preprocessing(source: Any) -> dict[str, Any]:
         "words": rule.describe().split("\n") if rule is not None else [],
         "inference": plain(dataclasses.asdict(inference)) if inference is not None else {},
         "classes": classes,
+        "predicts": _predicts(source),
     }
+
+
+def record(source: Any, *, weights_sha256: str = "") -> tuple[Record | None, str]:
+    """Return the record of a network that predicts on images, or why it does not."""
+    try:
+        return Record.of_model(source, weights_sha256=weights_sha256), ""
+    except OptionError as error:
+        return None, str(error)
+    except AttributeError:  # a network that was not loaded has no entry and no rules
+        return None, "the network carries no preprocessing. Next: export what load gives"
+
+
+def _predicts(source: Any) -> dict[str, Any]:
+    """Return which task an artifact can be predicted with, and its labels, or why with none."""
+    found, why = record(source)
+    return {"task": found.task, "classes": list(found.classes)} if found is not None else {"why_not": why}
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, check_choice
 
@@ -35,6 +35,7 @@ class Format:
         unrun: the precisions of these that the runner here cannot run on a CPU.
         kinds: of networks, some of `KINDS`.
         why_not: why the other kinds are left out.
+        devices: where the runner here runs it, by torch's names, the first of itself -> its options for that.
         axes: of the input, those that may be left open.
         extra: of svd-hub, that brings what it needs; "" = the core.
         settings: what else its builder takes, by name, each in a line.
@@ -49,6 +50,7 @@ class Format:
     unrun: frozenset[str] = frozenset()
     kinds: frozenset[str] = _ALL
     why_not: str = ""
+    devices: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"cpu": {}})
     axes: tuple[str, ...] = AXES
     extra: str = ""
     quantised: frozenset[str] = field(default=frozenset({"logits", "features", "pyramid", "map"}))
@@ -56,6 +58,7 @@ class Format:
 
 
 _TORCH_CPU = "libtorch and torch on CPU and GPU"
+_ONNX_RUNTIME = MappingProxyType({"cpu": {}, "cuda": {"provider": "cuda"}})
 _ROWS = (
     Format(
         name="torchscript",
@@ -90,6 +93,7 @@ _ROWS = (
             }
         ),
         unrun=frozenset({"bf16"}),
+        devices=_ONNX_RUNTIME,
         extra="onnx",
     ),
     Format(
@@ -116,6 +120,7 @@ _ROWS = (
         runner="tensorrt.artifacts:Runner",
         model="model.plan",
         precisions=MappingProxyType(dict.fromkeys(PRECISIONS, "TensorRT on the GPU that it was built on")),
+        devices=MappingProxyType({"cuda": {}}),
         extra="tensorrt",
         settings=MappingProxyType(
             {
@@ -143,6 +148,7 @@ _ROWS = (
             }
         ),
         unrun=frozenset({"bf16"}),
+        devices=_ONNX_RUNTIME,
         extra="onnx",
     ),
 )

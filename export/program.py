@@ -15,6 +15,7 @@ import torch
 import torch.fx.experimental._config as symbolic
 
 from ..errors import OptionError
+from . import artifact
 from .contract import Order
 from .formats import AXES
 from .network import InPrecision
@@ -53,7 +54,9 @@ def followed(order: Order) -> torch.export.ExportedProgram:
 class Runner:
     """Runs model.pt2; see `contract.Runner`."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, *, check: bool = True) -> None:
+        if check:
+            artifact.check(artifact.read(folder))
         extra = {"outputs.txt": ""}
         with quiet():
             program = torch.export.load(folder / FILE, extra_files=extra)

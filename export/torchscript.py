@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import artifact
 from .contract import Order
 from .network import InPrecision
 from .quiet import quiet
@@ -62,7 +63,9 @@ def without_sources(path: Path, to: Path) -> None:
 class Runner:
     """Runs model.pt; see `contract.Runner`."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, *, check: bool = True) -> None:
+        if check:
+            artifact.check(artifact.read(folder))
         extra = {NAMES: ""}
         with quiet():
             self.module = torch.jit.load(str(folder / FILE), map_location="cpu", _extra_files=extra).eval()

@@ -115,8 +115,8 @@ def file_of(place: Path) -> Path:
     folder = place if place.is_dir() else place.parent
     if place.suffix != SUFFIX and (folder / EXPORTED).is_file():
         raise CheckpointError(
-            f"{place} is an export, for an inference server; allowed: a name, a .safetensors file or a run's folder. "
-            "Next: give the network that it was exported from; svd-hub export verify runs the export"
+            f"{place} is of an export, for an inference server; allowed: a name, a .safetensors file or a run's "
+            "folder. Next: give the network that it was exported from. svd_hub.export.predictor(FOLDER) runs the export"
         )
     if not place.is_dir():
         return place

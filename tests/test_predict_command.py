@@ -19,6 +19,7 @@ from helpers_volume import make_series
 
 import svd_hub
 from svd_hub import Predictor
+from svd_hub.errors import CheckpointError
 from svd_hub.predict import files, folders, predict_files
 
 BLOB, INSIDE = blob()
@@ -214,15 +215,19 @@ def test_a_name_that_no_terminal_can_print(tmp_path: Path, weights: Path) -> Non
     assert svd_hub.__version__
 
 
-def test_an_export_is_not_for_predict(tmp_path: Path, three: list[Path]) -> None:
+def test_a_file_of_an_export_is_no_network(tmp_path: Path, three: list[Path]) -> None:
+    """Its folder is one to predict with, see test_export_predicting.py."""
     folder = tmp_path / "onnx"
     folder.mkdir()
     (folder / "manifest.json").write_text("{}")
     (folder / "model.onnx").write_bytes(b"\x08\x07")
-    for place in (folder, folder / "model.onnx"):
-        code, _, errors = command("predict", place, three[0], "--out", tmp_path / "out")
-        assert code == 1
-        assert f"{place} is an export, for an inference server; allowed: a name, a .safetensors file" in errors
+    code, _, errors = command("predict", folder / "model.onnx", three[0], "--out", tmp_path / "out")
+    assert code == 1
+    assert (
+        f"{folder / 'model.onnx'} is of an export, for an inference server; allowed: a name, a .safetensors" in errors
+    )
+    with pytest.raises(CheckpointError, match=r"is of an export.*Next: .*svd_hub\.export\.predictor\(FOLDER\)"):
+        Predictor(folder)
 
 
 def test_notes_are_told_once_and_a_run_folder_is_a_network(tmp_path: Path, three: list[Path]) -> None:

@@ -19,21 +19,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import OptionError
 from ...files import write_atomic
 from ...predict.record import Record
+from .. import facts
 from .. import onnx as onnx_format
 from ..artifact import write_json
 from ..contract import Order
-from ..facts import preprocessing, weights_sha256
-from ..formats import AXES
+from ..predicting import windows_at_once
 from ..profile import Profile
 from . import config, interface
 from .interface import Port
 
 SUFFIX = "_network"
 MODEL = "model.py"
-AT_ONCE = 4  # windows in a batch, as `ops.blending` takes them
 _TYPES = {"float": "FP32", "int64": "INT64"}  # of outputs
 
 _MODEL = '''"""From an image to a result, as svd-hub predict does it. Written by svd-hub export; not to be edited.
@@ -65,17 +63,22 @@ def build(order: Order, folder: Path) -> dict[str, Any]:
     """
     source: Any = order.network.source
     name = model_name(getattr(getattr(source, "entry", None), "name", type(source).__name__))
-    record, why = _record(source)
-    at_once = _windows_at_once(record, order.profile) if record is not None else None
+    record, why = facts.record(source, weights_sha256=facts.weights_sha256(source))
+    at_once = windows_at_once(record, order.profile.data()) if record is not None else None
     network = folder / f"{name}{SUFFIX}"
     (network / "1").mkdir(parents=True)
     built = onnx_format.build(order, network / "1")
-    classes = preprocessing(source)["classes"]
+    classes = facts.preprocessing(source)["classes"]
     _write_network(network, order.profile, _ports(network / "1" / onnx_format.FILE), classes)
     if record is not None:
         _write_image(folder / name, network.name, record, at_once)
     models = {"network": network.name, "image": name if record is not None else ""}
-    return {**built, "model": f"{network.name}/1/{onnx_format.FILE}", "models": models, "note": why}
+    return {
+        **built,
+        "model": f"{network.name}/1/{onnx_format.FILE}",
+        "models": models,
+        "note": f"no model that takes images: {why}" if why else "",
+    }
 
 
 def model_name(entry: str) -> str:
@@ -118,48 +121,6 @@ def _write_network(folder: Path, profile: Profile, ports: tuple[Port, list[Port]
 
 
 # ---- the model in front ----------------------------------------------------------------------------------------------
-
-
-def _record(source: Any) -> tuple[Record | None, str]:
-    """Return the record of a network that predicts, or why there is no model that takes images."""
-    try:
-        return Record.of_model(source, weights_sha256=weights_sha256(source)), ""
-    except OptionError as error:
-        return None, f"no model that takes images: {error}"
-    except AttributeError:  # a network that was not loaded has no entry and no rules
-        return None, "no model that takes images: the network carries no preprocessing. Next: export what load gives"
-
-
-def _windows_at_once(record: Record, profile: Profile) -> int | None:
-    """Return how many windows go into a batch, None = as predict takes them.
-
-    Raises:
-        OptionError: the network as it is exported does not take what the image model will give it.
-    """
-    if "batch" not in profile.dynamic and profile.typical[0] != 1:
-        raise OptionError(
-            f"batches of {profile.typical[0]} and no other are not allowed with triton: the windows of an image do not "
-            "come in whole batches; allowed: an open batch, or one of 1. Next: --dynamic batch,depth,height,width"
-        )
-    for axis, need in enumerate(_needs(record)):
-        low, high = profile.smallest[axis + 2], profile.largest[axis + 2]
-        if need is not None and not low <= need <= high:
-            raise OptionError(
-                f"the server reads images in pieces of {need} along {AXES[axis + 1]}, and the exported network would "
-                f"take {low} to {high}. Next: leave out --shape, --smallest and --largest, or let them hold {need}"
-            )
-    most = profile.largest[0]
-    return None if most >= AT_ONCE else 1
-
-
-def _needs(record: Record) -> Sequence[int | None]:
-    """Return the sides (D, H, W) that the network is given; None where the image decides."""
-    rule, inference = record.preprocess, record.inference
-    if record.task == "segmentation":
-        return inference.windows(rule.size, rule.minimum)[0]
-    if record.task == "detection" and rule.modality != "RGB":
-        return (inference.slices, None, None)
-    return rule.size or (None, None, None)
 
 
 def _write_image(folder: Path, network: str, record: Record, at_once: int | None) -> None:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...errors import OptionError, VolumeError
-from ...models.detection.results import Detections
 from ...predict.predictor import Predictor
 from ...predict.record import Record
 from ...predict.results import Classification, Detection, Prediction, Segmentation
 from ...volume import Volume
 from ...volume.grid import check_spacing
+from ..contract import Arrays
+from ..predicting import in_torch
 from . import interface
 from .config import LARGEST_VOXELS
 
-Arrays = Mapping[str, np.ndarray]
 Done = Callable[[int, int], None]
 _IDENTITY = np.eye(3)
 _SKEW = 0.02  # what rounding in headers explains, and `Volume` puts right
@@ -44,9 +42,9 @@ class Service:
         at_once: int | None = None,
         largest_voxels: int = LARGEST_VOXELS,
     ) -> None:
-        self.record, self.network, self.largest_voxels = record, network, largest_voxels
+        self.record, self.largest_voxels = record, largest_voxels
         self.modality = record.preprocess.modality
-        self.predictor = Predictor.around(self._run, record, at_once=at_once)
+        self.predictor = Predictor.around(in_torch(network, record.task), record, at_once=at_once)
 
     def __call__(self, given: Arrays, *, done: Done | None = None) -> dict[str, np.ndarray]:
         """Return the outputs that `interface.outputs` names, for inputs that `interface.inputs` names.
@@ -73,16 +71,6 @@ class Service:
                 f"an image of {' x '.join(map(str, image.shape))} is not allowed; allowed: 1 to "
                 f"{self.largest_voxels:,} voxels. Next: crop it, or raise largest_voxels in the server's config.pbtxt"
             )
-
-    def _run(self, x: Tensor) -> Any:
-        """Return what the network itself would: logits, or the detections of each image."""
-        found = self.network(np.ascontiguousarray(x.numpy()))
-        if self.record.task != "detection":
-            return torch.from_numpy(found["logits"])
-        return [
-            Detections(*(torch.from_numpy(found[name][k][found["labels"][k] >= 0]) for name in Detections._fields))
-            for k in range(len(x))
-        ]
 
 
 def answer_of(result: Prediction) -> dict[str, np.ndarray]:

@@ -96,7 +96,7 @@ class Wanted:
         return inputs.probe(shape, self._rule(), seed=seed)
 
     def _rule(self) -> Preprocess | None:
-        data = json.loads((self.found.folder / artifact.PREPROCESS).read_text(encoding="utf-8"))["preprocess"]
+        data = artifact.rules(self.found)["preprocess"]
         return Preprocess(**data) if data else None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..catalog import Entry, all_entries
+from ..catalog import all_entries
 from ..errors import OptionError
 from ..inference import Inference
 from ..preprocess import Preprocess
@@ -74,16 +74,16 @@ def _check_detector(rule: Preprocess, name: str) -> None:
         )
 
 
-def label_of(entry: Entry, sha256: str) -> str:
+def label_of(name: str, architecture: str, sha256: str) -> str:
     """Return what results call a network; a file's own name says nothing, as every run has a model.safetensors.
 
     Args:
-        entry: the network's.
-        sha256: of the weights' file, "" for a network in memory.
+        name, architecture: of its entry.
+        sha256: of the weights, "" for a network in memory.
     """
-    if not sha256 or entry.name in all_entries():
-        return entry.name
-    return f"own-{entry.architecture}-{sha256[:8]}"
+    if not sha256 or name in all_entries():
+        return name
+    return f"own-{architecture}-{sha256[:8]}"
 
 
 def class_names(model: Any, task: str) -> tuple[str, ...]:

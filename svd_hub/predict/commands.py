@@ -20,12 +20,18 @@ if TYPE_CHECKING:
     from .files import Case
 
 SILENCE = 30.0  # seconds without a line before one says how far it is
+# What other rooms can predict with: each is given (entry, device, dtype) and returns a Predictor, or None where the
+# entry is nothing of its own.
+OPENERS: list[Callable[[str, str, str], Any]] = []
 
 
 def predict(
     context: typer.Context,
     entry: Annotated[
-        str, typer.Argument(help="A name of the catalogue, a .safetensors file of your own, or a run's folder.")
+        str,
+        typer.Argument(
+            help="A name of the catalogue, a .safetensors file of your own, a run's folder or an artifact's."
+        ),
     ],
     inputs: Annotated[list[Path], typer.Argument(help="DICOM folders, NIfTI, NRRD, MetaImage files, or photographs.")],
     out: Annotated[Path, typer.Option(help="The folder of the results: one inside it for each input.")],
@@ -110,6 +116,9 @@ def predict(
 def _predictor(entry: str, device: str, dtype: str, *, accept_licence: bool) -> Any:
     from .predictor import Predictor
 
+    for opened in OPENERS:
+        if (found := opened(entry, device, dtype)) is not None:
+            return found
     return Predictor(entry, device=device, dtype=dtype, accept_licence=accept_licence)
 
 

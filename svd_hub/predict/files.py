@@ -175,7 +175,8 @@ class _Run:
 
     def _machine(self) -> dict[str, Any]:
         versions = {"svd_hub": __version__, "python": platform.python_version(), "torch": torch.__version__}
-        return {"versions": versions, "device": str(self.predictor.device), "dtype": self.predictor.dtype}
+        artifact = {"artifact_sha256": self.predictor.artifact} if self.predictor.artifact else {}
+        return {"versions": versions, "device": self.predictor.runtime, "dtype": self.predictor.dtype, **artifact}
 
     def _write(self) -> None:
         """Write `run.json`, what was run on what, with which versions, and how it went, and `results.csv`; no path."""
@@ -219,8 +220,8 @@ def _facts(predictor: Predictor, want: Outputs, options: dict[str, Any]) -> str:
     facts = {
         "svd_hub": __version__,
         "entry": predictor.label,
-        "weights": predictor.sha256 or _fingerprint(predictor.model),
-        "options_of_the_network": predictor.model.options,
+        "weights": predictor.artifact or predictor.sha256 or _fingerprint(predictor.model),
+        "options_of_the_network": getattr(predictor.model, "options", {}),  # an artifact's are within its hash
         "preprocess": asdict(predictor.preprocess),
         "inference": asdict(predictor.inference),
         "dtype": predictor.dtype,

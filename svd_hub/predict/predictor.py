@@ -53,6 +53,8 @@ class Predictor:
     Attributes:
         model, entry, preprocess, inference, classes: what is run, and how.
         label: what results call the network: the entry, or of a file of your own its kind and the hash's beginning.
+        dtype, runtime: what it is computed in, and by what.
+        artifact: sha256 of what `svd-hub export` wrote, where it runs from that; else "".
 
     Raises:
         OptionError: no such device or dtype, or a network without one of the three tasks; and all that `load` raises.
@@ -65,6 +67,8 @@ class Predictor:
         if at_once is not None and (not isinstance(at_once, int) or at_once < 1):
             raise OptionError(f"at_once={at_once!r} is not allowed; allowed: a positive integer, or None")
         self.device, self.dtype, self.at_once = find_device(device), dtype, at_once
+        self.runtime, self.artifact = str(self.device), ""
+        self._autocast = None if dtype == "float32" else DTYPES[dtype]
         if dtype == "float16" and self.device.type == "cpu":
             raise OptionError("dtype='float16' on a CPU is not allowed; allowed there: float32, bfloat16")
         self.sha256 = ""
@@ -85,23 +89,36 @@ class Predictor:
         self.entry: Any = model.entry
         self.task = task_of(model)
         self.classes = class_names(model, self.task)
-        self.label = label_of(model.entry, self.sha256)
+        self.label = label_of(model.entry.name, model.entry.architecture, self.sha256)
         self.model: Any = model.eval().to(self.device)
         self.preprocess: Preprocess = model.preprocess
         self.inference: Inference = model.inference
 
     @classmethod
-    def around(cls, network: Callable[[Tensor], Any], record: Record, *, at_once: int | None = None) -> Self:
+    def around(
+        cls,
+        network: Callable[[Tensor], Any],
+        record: Record,
+        *,
+        at_once: int | None = None,
+        label: str = "",
+        dtype: str = "float32",
+        runtime: str = "",
+        artifact: str = "",
+    ) -> Self:
         """Return a predictor whose network runs elsewhere, in another runtime or behind a server.
 
         Args:
             network: from (N, C, D, H, W), float32 on the CPU, to logits (N, K, ...), or a list of `Detections`.
             record: what belongs to it.
             at_once: windows of a segmenter in one batch.
+            label, dtype, runtime, artifact: see the attributes.
         """
         made = cls.__new__(cls)
-        made.device, made.dtype, made.at_once = torch.device("cpu"), "float32", at_once
-        made.sha256, made.entry, made.label, made.model = record.weights_sha256, record, record.name, network
+        made.device, made.dtype, made.at_once = torch.device("cpu"), dtype, at_once
+        made.runtime, made.artifact, made._autocast = runtime, artifact, None
+        made.sha256, made.entry, made.model = record.weights_sha256, record, network
+        made.label = label or record.name
         made.task, made.classes = record.task, record.classes
         made.preprocess, made.inference = record.preprocess, record.inference
         return made
@@ -219,16 +236,16 @@ class Predictor:
             return out
         out = out.float()
         if not bool(torch.isfinite(out).all()):
-            step = "check the weights" if self.dtype == "float32" else "dtype='float32'"
+            step = "check the weights" if self._autocast is None else "dtype='float32'"
             raise VolumeError(f"the network's output holds NaN or infinity in {self.dtype}. Next: {step}")
         return out
 
     @contextlib.contextmanager
     def _precision(self) -> Iterator[None]:
-        if self.dtype == "float32":
+        if self._autocast is None:
             yield
         else:
-            with torch.autocast(self.device.type, DTYPES[self.dtype]):
+            with torch.autocast(self.device.type, self._autocast):
                 yield
 
     @property

@@ -1,4 +1,4 @@
-"""What belongs to a network that predicts, without the network: what a server has to know of one that it runs."""
+"""What belongs to a network that predicts, without the network: what has to be known of one that runs elsewhere."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Record:
         classes: names of the labels.
         preprocess, inference: the rules that belong to the weights.
         weights_sha256: which weights they are, "" where nobody said.
+        status, licence: of the entry.
     """
 
     name: str
@@ -31,6 +32,8 @@ class Record:
     preprocess: Preprocess
     inference: Inference
     weights_sha256: str = ""
+    status: str = ""
+    licence: str = ""
 
     @classmethod
     def of_model(cls, model: Any, *, weights_sha256: str = "") -> Self:
@@ -47,6 +50,8 @@ class Record:
             preprocess=model.preprocess,
             inference=model.inference,
             weights_sha256=weights_sha256,
+            status=model.entry.status,
+            licence=model.entry.licence,
         )
 
     @classmethod
@@ -64,6 +69,8 @@ class Record:
                 preprocess=Preprocess(**data["preprocess"]),
                 inference=Inference(**data["inference"]),
                 weights_sha256=str(data["weights_sha256"]),
+                status=str(data["status"]),
+                licence=str(data["licence"]),
             )
         except (KeyError, TypeError, OptionError) as error:
             raise OptionError(f"the record of a network is damaged or of another svd_hub: {error}") from error
