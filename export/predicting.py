@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import OptionError, SvdHubError
 from ..models.detection.results import Detections
-from ..predict.checks import label_of
+from ..predict.checks import TASKS, label_of
 from ..predict.predictor import Predictor
 from ..predict.record import Record
 from . import artifact
@@ -72,6 +72,11 @@ def record_of(found: Artifact) -> Record:
         OptionError: it does not predict; says why.
     """
     told, rules = found.manifest, artifact.rules(found)
+    if told["kind"] in ("features", "pyramid"):
+        raise OptionError(
+            f"{found.folder} gives {told['kind']} and no result; allowed: {', '.join(TASKS)}. Next: export the network "
+            "with a head, without --features"
+        )
     if why := rules["predicts"].get("why_not"):
         raise OptionError(f"{found.folder} cannot be predicted with: {why}")
     named = {name: told[name] for name in ("weights_sha256", "status", "licence")}

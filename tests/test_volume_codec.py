@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +118,34 @@ def test_no_pixel_outlives_its_answer(tmp_path: Path, monkeypatch: pytest.Monkey
             (folder,) = temporary.iterdir()
             assert folder.stat().st_mode & 0o077 == 0
             assert not list(folder.iterdir()), "what would be left if this process were killed now"
+    assert not list(temporary.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from svd_hub.volume import codec
+from svd_hub.volume.dicom import read_header
+layout = read_header(Path(sys.argv[1])).planes[0].layout
+decoder = codec.Decoder()
+decoder.decode(layout, 0)
+decoder._put(b"a patient's pixels")
+print(sorted(path.name for path in Path(os.environ["TMPDIR"]).rglob("*.dcm")), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_leaves_no_pixel(tmp_path: Path) -> None:
+    packed_series(tmp_path / "series")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    line = [sys.executable, "-c", KILLED, str(next((tmp_path / "series").iterdir()))]
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(line, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "['frame.dcm']\n"), done.stderr
+    end = time.monotonic() + 30
+    while list(temporary.iterdir()) and time.monotonic() < end:
+        time.sleep(0.02)
     assert not list(temporary.iterdir())
 
 

@@ -21,7 +21,8 @@ class Prediction:
 
     Attributes:
         entry: what the network is called: an entry's name, or `own-ARCHITECTURE-HASH` of a file of your own.
-        sha256: of the weights' file, "" for a network handed over in memory.
+        sha256: of the weights' file, "" for a network handed over in memory; of one that runs elsewhere, of its
+            tensors, as the artifact's manifest has it.
         volume: what was read; None for a picture.
         notes: what was found and done, in words without patient data.
         seconds: step -> time.

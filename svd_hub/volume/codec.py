@@ -3,7 +3,7 @@
 GDCM's decoders can crash or run for long on a damaged frame (seen: a division by zero, two segmentation faults and one
 run of 22 s in 22,000 damaged frames, SimpleITK 2.5.7). A crash of the worker is an error here; it reads no file of the
 user's, only a frame that was checked and wrapped anew. GDCM reads files only, so a frame is one while it is unpacked,
-in a folder that no other user sees; the worker removes it, and we do where the worker could not.
+in a folder that no other user sees. The worker removes it, also when we are killed, and we do when the worker is.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from . import memory, streams
 from .layout import Layout
 from .libraries import pydicom, quiet, simpleitk
 
+FILE = "frame.dcm"
 SECONDS = 60.0  # a frame of 4096 x 4096 takes about 5
 SYNTAXES = {
     "1.2.840.10008.1.2.4.50": "JPEG baseline",
@@ -78,33 +79,39 @@ class Decoder:
         image = self._ask(wrapped(data, layout), layout.rows * layout.columns * dtype.itemsize, dtype.str)
         return image.view(dtype).reshape(layout.rows, layout.columns)
 
-    def _put(self, frame: bytes) -> Path:
-        """Make a file of a frame."""
+    def _start(self) -> None:
+        simpleitk()  # here, so that a missing library is named and not found to be a crash
+        self._folder = tempfile.TemporaryDirectory(prefix="svd_hub_frame_")
+        # -P: the folder of the worker is no place to import from.
+        self._worker = subprocess.Popen(  # noqa: S603  this very Python, a file of this package
+            [
+                sys.executable,
+                "-P",
+                str(Path(__file__).with_name("codec_worker.py")),
+                str(Path(self._folder.name) / FILE),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def _put(self, frame: bytes) -> None:
+        """Make a file of a frame, for a worker that is there: it removes the file, also where we are killed now."""
         try:
-            if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="svd_hub_frame_")
-            path = Path(self._folder.name) / "frame.dcm"
-            path.write_bytes(frame)
+            if self._worker is None:
+                self._start()
+            if self._folder is not None:
+                (Path(self._folder.name) / FILE).write_bytes(frame)
         except OSError as error:
             raise VolumeError(
                 f"its compressed pixels are not unpacked: the folder of temporary files takes no {len(frame):,} bytes "
                 f"({error.strerror or error}). Next: make room there, or name another folder in TMPDIR"
             ) from None
-        return path
 
     def _ask(self, frame: bytes, count: int, dtype: str) -> np.ndarray:
-        path = self._put(frame)
-        if self._worker is None:
-            simpleitk()  # here, so that a missing library is named and not found to be a crash
-            # -P: the folder of the worker is no place to import from.
-            self._worker = subprocess.Popen(  # noqa: S603  this very Python, a file of this package
-                [sys.executable, "-P", str(Path(__file__).with_name("codec_worker.py")), str(path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
+        self._put(frame)
         worker = self._worker
-        if worker.stdin is None or worker.stdout is None:
+        if worker is None or worker.stdin is None or worker.stdout is None:
             raise VolumeError(_DAMAGED)
         timer = threading.Timer(SECONDS, worker.kill)
         timer.start()

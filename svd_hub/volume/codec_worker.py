@@ -40,14 +40,17 @@ def main() -> None:
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     path = Path(sys.argv[1])
-    while len(head := source.read(8)) == 8:
-        count, dtype = struct.unpack("<I4s", head)
-        try:
+    try:
+        while len(head := source.read(8)) == 8:
+            count, dtype = struct.unpack("<I4s", head)
             pixels = unpack(path, count, np.dtype(dtype.rstrip(b"\0").decode()))
-        finally:
-            path.unlink()
-        sink.write(b"\0" if pixels is None else b"\1" + pixels)
-        sink.flush()
+            path.unlink()  # a patient's pixels: gone before the answer
+            sink.write(b"\0" if pixels is None else b"\1" + pixels)
+            sink.flush()
+    finally:  # also where the other process was killed, and could not
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            path.parent.rmdir()
 
 
 if __name__ == "__main__":
