@@ -138,7 +138,8 @@ with server.running([Path(sys.argv[1])], Installation(Path(sys.argv[2]))) as sta
 def test_it_ends_with_the_program_that_started_it(fake: Installation, tmp_path: Path, how: signal.Signals) -> None:
     root = Path(__file__).resolve().parents[1]
     line = [sys.executable, "-c", WORK, str(tmp_path), str(fake.root)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(tmp_path)}  # what is killed leaves its log
     work = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
     assert work.stdout is not None
     for told in work.stdout:
